@@ -1,0 +1,159 @@
+"""Reading images, label maps and points, with every check at the door."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.transforms import LoadImage
+from torch import Tensor
+
+from ..errors import InputError
+from ..transform_io import Grid
+
+__all__ = ["read_grid", "read_image", "read_label", "read_points"]
+
+_NIFTI = (".nii", ".nii.gz")
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(_NIFTI)
+
+
+def _existing(path: str | Path, role: str) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such {role} file; expected an existing NIfTI, NRRD or MetaImage file")
+    return path
+
+
+def _checked_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacing: list[float], dims: int) -> Grid:
+    """Turn a header into a grid; trailing axes of one voxel do not count as dimensions."""
+    while len(shape) > dims and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != dims:
+        hint = "; pick one time frame or channel first" if len(shape) > 3 else ""
+        raise InputError(f"{path}: found a {len(shape)}D image of shape {shape}, expected {dims}D{hint}")
+    if len(shape) == 3 and dims == 3 and min(shape) == 1:
+        raise InputError(f"{path}: found a 2D image (shape {shape}), expected 3D")
+    if any(s <= 0 or not np.isfinite(s) for s in spacing[:dims]):
+        raise InputError(f"{path}: found voxel spacing {spacing[:dims]} mm, expected every spacing above zero")
+    small = np.eye(dims + 1)
+    small[:dims, :dims], small[:dims, dims] = affine[:dims, :dims], affine[:dims, 3]
+    scale = float(np.prod(np.linalg.norm(small[:dims, :dims], axis=0)))
+    if not np.isfinite(small).all() or scale == 0 or abs(np.linalg.det(small[:dims, :dims])) < 1e-6 * scale:
+        raise InputError(f"{path}: found a singular affine {small[:dims].tolist()}, expected an invertible one")
+    return Grid(tuple(int(n) for n in shape), small)
+
+
+def read_grid(path: str | Path, spatial_dims: int = 3) -> Grid:
+    """Read only the header of an image file (NIfTI) and check it; other formats are read whole.
+
+    Raises:
+        InputError: missing, not an image, other dimensions, zero spacing or a singular affine.
+    """
+    path = _existing(path, "image")
+    if not _is_nifti(path):
+        return read_image(path, spatial_dims)[1]
+    try:
+        header = nib.load(path)
+        shape, zooms = header.shape, [float(z) for z in header.header["pixdim"][1 : 1 + spatial_dims]]
+        affine = np.asarray(header.affine, dtype=np.float64)
+    except Exception as error:
+        raise InputError(f"{path}: not readable as an image ({_short(error)}); expected a NIfTI file") from error
+    return _checked_grid(path, tuple(shape), affine, zooms, spatial_dims)
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
+
+
+def _read_voxels(path: Path, spatial_dims: int) -> tuple[Tensor, Grid]:
+    grid = read_grid(path, spatial_dims) if _is_nifti(path) else None
+    try:
+        # NIfTI goes through nibabel: its float64 affine is exact, and a truncated file is an error.
+        reader = "NibabelReader" if _is_nifti(path) else "ITKReader"
+        loaded = LoadImage(reader=reader, image_only=True, dtype=None)(path)
+        voxels = torch.as_tensor(np.asarray(loaded))
+    except Exception as error:
+        raise InputError(
+            f"{path}: its voxels cannot be read ({_short(error)}); expected a complete image file"
+        ) from error
+    if grid is None:
+        affine = np.asarray(loaded.affine, dtype=np.float64)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        grid = _checked_grid(path, tuple(voxels.shape), affine, spacing, spatial_dims)
+    if voxels.dtype.is_complex or voxels.numel() != int(np.prod(grid.shape)):
+        raise InputError(f"{path}: found {voxels.dtype} voxels of shape {tuple(voxels.shape)}, expected one real channel")
+    return voxels.reshape(grid.shape), grid
+
+
+def read_image(path: str | Path, spatial_dims: int = 3) -> tuple[Tensor, Grid]:
+    """Read an intensity image.
+
+    Returns:
+        voxels (1, *S) float32 and the grid.
+
+    Raises:
+        InputError: unreadable, wrong dimensions, NaN or infinite voxels, or one constant value.
+    """
+    path = _existing(path, "image")
+    voxels, grid = _read_voxels(path, spatial_dims)
+    image = voxels.to(torch.float32)
+    bad = int((~torch.isfinite(image)).sum())
+    if bad:
+        raise InputError(f"{path}: found {bad} NaN or infinite voxels, expected finite intensities")
+    if bool(image.min() == image.max()):
+        raise InputError(f"{path}: found the constant value {float(image.min()):g}, expected an image with contrast")
+    return image[None], grid
+
+
+def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: str = "label") -> Tensor:
+    """Read a label map or mask that belongs to an image.
+
+    Returns:
+        (1, *S) int16.
+
+    Raises:
+        InputError: unreadable, of another size than its image, or with fractional, negative or huge values.
+    """
+    path = _existing(path, role)
+    voxels, grid = _read_voxels(path, spatial_dims)
+    if grid.shape != image_grid.shape:
+        raise InputError(f"{path}: found a {role} of size {grid.shape}, expected its image's size {image_grid.shape}")
+    if not bool(torch.isfinite(voxels.double()).all()):
+        raise InputError(f"{path}: found NaN or infinite values in a {role}, expected whole numbers")
+    if voxels.is_floating_point():
+        fractional = int((voxels != voxels.round()).sum())
+        if fractional:
+            raise InputError(
+                f"{path}: found fractional values in {fractional} voxels of a {role}, expected whole numbers "
+                "(was it resampled linearly, or is it an image?)"
+            )
+    if int(voxels.min()) < 0 or int(voxels.max()) > np.iinfo(np.int16).max:
+        raise InputError(
+            f"{path}: found {role} values {int(voxels.min())}..{int(voxels.max())}, expected 0..{np.iinfo(np.int16).max}"
+        )
+    return voxels.to(torch.int16)[None]
+
+
+def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
+    """Read a Learn2Reg keypoint file: one point a line, comma separated voxel coordinates, no header.
+
+    Returns:
+        (N, d) float32.
+
+    Raises:
+        InputError: missing, no numbers, or other than ``spatial_dims`` columns.
+    """
+    path = _existing(path, "keypoint")
+    try:
+        points = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as points ({_short(error)}); expected comma separated numbers") from error
+    if points.size == 0 or points.shape[1] != spatial_dims or not np.isfinite(points).all():
+        raise InputError(f"{path}: found {points.shape} values, expected finite numbers in {spatial_dims} columns")
+    return torch.from_numpy(points)

@@ -1,0 +1,213 @@
+"""Pairs of files -> pairs of tensors on the network's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset
+from monai.transforms import ScaleIntensityRange, ScaleIntensityRangePercentiles
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from ..transform_io import Grid, affine_ddf, network_grid, points_to_grid
+from ..warp import warp
+from .images import read_grid, read_image, read_label, read_points
+from .learn2reg import pairs_of_items
+
+__all__ = ["PairDataset", "Sample", "normalise", "prepare_item"]
+
+Sample = dict[str, Any]
+
+# Windows of the SAMCL data preparation, in HU; see `normalise`.
+ABDOMEN_WINDOW = (-200.0, 300.0)
+LUNG_WINDOW = (-1350.0, 150.0)
+
+
+def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] | None = None) -> Tensor:
+    """Scale intensities to [0, 1].
+
+    CT is clipped to a window in HU, MR at its 99th percentile. Without a window, CT of the chest (lung makes up more
+    than 12 % of lung and soft tissue together) gets [-1350, 150] HU, other CT [-200, 300] HU.
+
+    Args:
+        image: (1, *S).
+        modality: "ct", "mr" or "auto": CT where the darkest percentile lies below -200.
+        ct_window: low and high in HU.
+
+    Raises:
+        InputError: unknown modality, or a window that is not two rising numbers.
+    """
+    if modality not in ("ct", "mr", "auto"):
+        raise InputError(f"found modality '{modality}', expected ct, mr or auto")
+    if ct_window is not None and (len(ct_window) != 2 or not ct_window[0] < ct_window[1]):
+        raise InputError(f"found ct_window {list(ct_window)}, expected two rising numbers in HU")
+    if modality == "auto":
+        modality = "ct" if np.percentile(image.numpy(), 1) < -200 else "mr"
+    if modality == "mr":
+        scaled = ScaleIntensityRangePercentiles(lower=0, upper=99, b_min=0.0, b_max=1.0, clip=True)(image)
+    else:
+        low, high = ct_window if ct_window is not None else _ct_window(image)
+        scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image)
+    return torch.as_tensor(np.asarray(scaled), dtype=torch.float32)
+
+
+def _ct_window(image: Tensor) -> tuple[float, float]:
+    lung = int(((image > -950) & (image < -550)).sum())
+    tissue = int(((image > -300) & (image < 300)).sum())
+    return LUNG_WINDOW if lung > 0.12 * (lung + tissue) else ABDOMEN_WINDOW
+
+
+def _anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Blur what the target grid cannot hold, before it is sampled there."""
+    step = np.linalg.norm(np.linalg.inv(target.affine)[:-1, :-1] @ source.affine[:-1, :-1], axis=0)
+    sigma = np.maximum(0.0, 0.5 * (1 / step - 1))
+    if not sigma.any():
+        return image
+    return torch.from_numpy(gaussian_filter(image[0].numpy(), sigma, truncate=3))[None]
+
+
+def prepare_item(entry: Mapping[str, Any]) -> Sample:
+    """Read one image with what belongs to it, and put it on a grid.
+
+    Args:
+        entry: ``image``, optional ``label``, ``mask``, ``modality``, ``ct_window``, and ``grid``, the target.
+
+    Returns:
+        ``image`` (1, *S) in [0, 1], ``mask`` (1, *S) uint8, zero where the image does not reach, ``label`` (1, *S)
+        int16 and ``labels``, the values present, where there is one.
+    """
+    target: Grid = entry["grid"]
+    dims = len(target.shape)
+    voxels, source = read_image(entry["image"], dims)
+    image = normalise(voxels, entry.get("modality", "auto"), entry.get("ct_window"))
+    same = source.key == target.key
+    mapping = None if same else affine_ddf(target, source)
+
+    def place(volume: Tensor, mode: str) -> Tensor:
+        return volume if mapping is None else warp(volume[None], mapping, mode=mode)[0]
+
+    item: Sample = {"image": place(image if same else _anti_alias(image, source, target), "bilinear")}
+    mask = torch.ones_like(voxels)
+    if entry.get("mask"):
+        mask = (read_label(entry["mask"], source, dims, role="mask") > 0).float()
+    item["mask"] = place(mask, "nearest").to(torch.uint8)
+    label = entry.get("label") or None
+    if label:
+        item["label"] = place(read_label(label, source, dims).float(), "nearest").to(torch.int16)
+        item["labels"] = [int(v) for v in torch.unique(item["label"]) if v > 0]
+    return item
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """Dig out the InputError that MONAI's transform runner has wrapped."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    return cause or error
+
+
+class PairDataset(Dataset):
+    """Pairs as tensors on the network's grid, which follows each pair's fixed image.
+
+    A sample holds ``fixed_image``, ``moving_image`` (1, *S) in [0, 1]; ``fixed_mask``, ``moving_mask`` uint8; where
+    known ``fixed_label``, ``moving_label`` int16 with ``labels`` (values present in either), ``fixed_points``,
+    ``moving_points`` (N, d) in voxels of the grid; ``pair`` (the files) and ``grids`` (network, fixed, moving).
+    Images are read once per grid and kept by MONAI's ``CacheDataset``, at most ``cache_num`` of them.
+
+    Args:
+        data: pairs (see :func:`~shared.data.learn2reg.read_pairs`) or a plain list of ``{image, label}``.
+        spatial_size: voxels of the network's grid.
+        spacing_mm: voxel size of the grid; ``None`` stretches it over the fixed image's field of view.
+        ct_window: HU window for CT; ``None`` tells chest from the rest by itself.
+        cache_num: how many images stay in memory.
+        mask_as_label: use the mask as label where a pair has no label map (lung CT).
+        progress: show a bar while images are read.
+
+    Raises:
+        InputError: any file that cannot be used, or a pair whose images do not overlap in world space.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        spatial_size: Sequence[int],
+        spacing_mm: Sequence[float] | None = None,
+        ct_window: Sequence[float] | None = None,
+        cache_num: int = 256,
+        mask_as_label: bool = True,
+        progress: bool = False,
+    ) -> None:
+        self.pairs = pairs_of_items(data)
+        self.size, self.spacing_mm, self.ct_window = tuple(spatial_size), spacing_mm, ct_window
+        self.mask_as_label = mask_as_label
+        self._headers: dict[str, Grid] = {}
+        self._entries: dict[tuple, int] = {}
+        entries: list[dict[str, Any]] = []
+        self._index = [tuple(self._entry(pair, side, entries) for side in ("fixed", "moving")) for pair in self.pairs]
+        try:
+            self._items = CacheDataset(
+                entries, transform=prepare_item, cache_num=cache_num, copy_cache=False, progress=progress, num_workers=1
+            )
+        except RuntimeError as error:
+            raise _unwrap(error) from None
+
+    def _grid(self, path: str) -> Grid:
+        if path not in self._headers:
+            self._headers[path] = read_grid(path, len(self.size))
+        return self._headers[path]
+
+    def _entry(self, pair: Mapping[str, Any], side: str, entries: list[dict[str, Any]]) -> int:
+        """Register one side of a pair for reading; the same image on the same grid is read once."""
+        grid = network_grid(self._grid(pair["fixed_image"]), self.size, self.spacing_mm)
+        label = pair.get(f"{side}_label") or (pair.get(f"{side}_mask") if self.mask_as_label else None)
+        files = {"image": pair[f"{side}_image"], "label": label, "mask": pair.get(f"{side}_mask")}
+        self._grid(files["image"])
+        key = (*files.values(), grid.key)
+        if key not in self._entries:
+            self._entries[key] = len(entries)
+            modality = pair.get(f"{side}_modality", "auto")
+            entries.append({**files, "grid": grid, "modality": modality, "ct_window": self.ct_window})
+        return self._entries[key]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        try:
+            fixed, moving = (self._items[i] for i in self._index[index])
+        except RuntimeError as error:
+            raise _unwrap(error) from None
+        grids = {side: self._grid(pair[f"{side}_image"]) for side in ("fixed", "moving")}
+        grids["network"] = network_grid(grids["fixed"], self.size, self.spacing_mm)
+        if not bool(moving["mask"].any()):
+            raise InputError(
+                f"{pair['moving_image']}: does not overlap with {pair['fixed_image']}: found the boxes "
+                f"({grids['moving'].box_mm()}) and ({grids['fixed'].box_mm()}), expected images in one world frame"
+            )
+        sample: Sample = {"pair": pair, "grids": grids, "task": pair.get("task", "images")}
+        for side, item in (("fixed", fixed), ("moving", moving)):
+            sample.update({f"{side}_{k}": v for k, v in item.items() if k != "labels"})
+            points = pair.get(f"{side}_points")
+            if points:
+                raw = read_points(points, len(self.size))
+                sample[f"{side}_points"] = points_to_grid(raw, grids[side], grids["network"])
+        if "labels" in fixed and "labels" in moving:
+            sample["labels"] = sorted(set(fixed["labels"]) | set(moving["labels"]))
+        self._check_points(sample)
+        return sample
+
+    @staticmethod
+    def _check_points(sample: Sample) -> None:
+        counts = [len(sample[f"{side}_points"]) for side in ("fixed", "moving") if f"{side}_points" in sample]
+        if len(counts) == 1 or (counts and counts[0] != counts[1]):
+            pair = sample["pair"]
+            raise InputError(
+                f"{pair.get('fixed_points')}, {pair.get('moving_points')}: found {counts} points, "
+                "expected as many in both files, matching line by line"
+            )

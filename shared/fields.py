@@ -1,0 +1,192 @@
+"""Operations on displacement and velocity fields, in voxels and tensor order (i, j, k).
+
+A field ``ddf`` of shape (B, d, *S) stands for the map ``x -> x + ddf(x)`` on the grid it lives on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .warp import check_field, warp
+
+__all__ = ["compose", "derivative", "exponentiate", "identity", "invert", "jacobian_determinant", "resize"]
+
+# Of a rejected and of an accepted step of `invert`.
+SHRINK, GROW = 0.5, 1.25
+
+
+def identity(
+    size: Sequence[int], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Return the voxel coordinates of a grid.
+
+    Args:
+        size: the d spatial sizes.
+        dtype: floating by default (torch's default dtype).
+        device: torch's default device if None.
+
+    Returns:
+        (d, *S); component a holds the index along axis a.
+    """
+    dtype = dtype or torch.get_default_dtype()
+    axes = [torch.arange(n, dtype=dtype, device=device) for n in size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def compose(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tensor:
+    """Return the field of ``x -> outer_map(inner_map(x))``, that is ``inner(x) + outer(x + inner(x))``.
+
+    Warping an image first with ``outer`` and the result with ``inner`` equals one warp with the
+    composition, up to interpolation.
+
+    Args:
+        outer: (B, d, *T) in voxels of the grid that ``inner`` leads into.
+        inner: (B, d, *S) in voxels.
+        padding_mode: what ``outer`` is outside its grid: ``border`` (its edge value) or ``zeros``.
+
+    Returns:
+        (B, d, *S).
+
+    Raises:
+        ValueError: when a field is not (B, d, *S) or the two do not fit.
+    """
+    check_field(outer, "outer")
+    check_field(inner, "inner")
+    return inner + warp(outer, inner, padding_mode=padding_mode)
+
+
+def exponentiate(dvf: Tensor, steps: int = 7) -> Tensor:
+    """Integrate a stationary velocity over unit time by scaling and squaring.
+
+    Arsigny et al., MICCAI 2006: ``dvf / 2^steps`` is composed with itself ``steps`` times. The result is
+    float32 at least, as a half-precision field would lose its digits step by step.
+
+    Args:
+        dvf: (B, d, *S) velocity in voxels.
+        steps: number of squarings; 0 returns the velocity as it is.
+
+    Returns:
+        (B, d, *S) displacement in voxels.
+
+    Raises:
+        ValueError: when ``dvf`` is not (B, d, *S) or ``steps`` is negative.
+    """
+    check_field(dvf, "dvf")
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, got {steps}")
+    ddf = dvf.to(torch.promote_types(dvf.dtype, torch.float32)) * 0.5**steps
+    for _ in range(steps):
+        ddf = compose(ddf, ddf)
+    return ddf
+
+
+@torch.no_grad()
+def invert(ddf: Tensor, iterations: int = 50, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Return ``inv_ddf`` with ``(id + ddf) o (id + inv_ddf) = id``, and how well that holds.
+
+    Fixed point ``inv <- inv - step * (inv + ddf(x + inv))`` (Chen et al., Med. Phys. 2008, with step 1).
+    Every voxel solves an equation of its own, so each keeps its own step: it is halved where the residual
+    would grow, which makes the iteration converge on strong expansion and rotation too. Outside its grid
+    the field counts as its edge value. No gradient flows.
+
+    Args:
+        ddf: (B, d, *S) in voxels.
+        iterations: most evaluations of the field.
+        tolerance: stop early once every residual is below this many voxels.
+
+    Returns:
+        ``inv_ddf`` (B, d, *S), and the residual (B,): the largest length in voxels of
+        ``ddf(x + inv_ddf(x)) + inv_ddf(x)``. A folded field has no inverse; its residual stays large.
+
+    Raises:
+        ValueError: when ``ddf`` is not (B, d, *S) or ``iterations`` is below 1.
+    """
+    check_field(ddf)
+    if iterations < 1:
+        raise ValueError(f"iterations must be 1 or more, got {iterations}")
+    best = torch.zeros_like(ddf)
+    error = ddf.clone()
+    length = torch.linalg.vector_norm(error, dim=1, keepdim=True)
+    step = torch.ones_like(length)
+    for _ in range(iterations):
+        if bool((length <= tolerance).all()):
+            break
+        trial = best - step * error
+        trial_error = compose(ddf, trial)
+        trial_length = torch.linalg.vector_norm(trial_error, dim=1, keepdim=True)
+        better = trial_length < length
+        best = torch.where(better, trial, best)
+        error = torch.where(better, trial_error, error)
+        length = torch.where(better, trial_length, length)
+        step = torch.where(better, (step * GROW).clamp(max=1.0), step * SHRINK)
+    return best, length.flatten(1).amax(dim=1)
+
+
+def resize(field: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample a field onto a grid of another size over the same extent, vectors in the new voxels.
+
+    Corner voxels stay corner voxels, so lengths along an axis scale by ``(new - 1) / (old - 1)``.
+
+    Args:
+        field: (B, d, *S) in voxels of its grid.
+        size: the d new sizes.
+
+    Returns:
+        (B, d, *size) in voxels of the new grid. Along an axis of length 1 the vectors stay as they are.
+
+    Raises:
+        ValueError: when ``field`` is not (B, d, *S) or ``size`` does not have d entries.
+    """
+    check_field(field, "field")
+    if len(size) != field.shape[1]:
+        raise ValueError(f"size must have {field.shape[1]} entries for this field, got {tuple(size)}")
+    mode = "bilinear" if field.shape[1] == 2 else "trilinear"
+    resampled = F.interpolate(field, size=tuple(size), mode=mode, align_corners=True)
+    factors = [(new - 1) / (old - 1) if old > 1 else 1.0 for new, old in zip(size, field.shape[2:], strict=True)]
+    return resampled * field.new_tensor(factors).view(-1, *[1] * field.shape[1])
+
+
+def derivative(field: Tensor, axis: int) -> Tensor:
+    """Differentiate along spatial ``axis`` (0 is i): central inside, one-sided at the two ends.
+
+    Args:
+        field: (B, C, *S).
+        axis: 0 to d - 1.
+
+    Returns:
+        (B, C, *S), per voxel; zero along an axis of length 1.
+    """
+    dim = axis + 2
+    n = field.shape[dim]
+    if n == 1:
+        return torch.zeros_like(field)
+    step = field.diff(dim=dim)
+    inner = (step.narrow(dim, 0, n - 2) + step.narrow(dim, 1, n - 2)) * 0.5
+    return torch.cat([step.narrow(dim, 0, 1), inner, step.narrow(dim, n - 2, 1)], dim=dim)
+
+
+def jacobian_determinant(ddf: Tensor) -> Tensor:
+    """Return ``det(I + d(ddf)/dx)``, the local change of volume under ``x -> x + ddf(x)``.
+
+    Args:
+        ddf: (B, d, *S) in voxels.
+
+    Returns:
+        (B, 1, *S); 1 where nothing stretches, zero or negative where the map folds.
+
+    Raises:
+        ValueError: when ``ddf`` is not (B, d, *S).
+    """
+    check_field(ddf)
+    d = ddf.shape[1]
+    columns = [derivative(ddf, axis) for axis in range(d)]
+    # entry[a][b] = d(component a) / d(axis b)
+    entry = [[columns[b][:, a : a + 1] + float(a == b) for b in range(d)] for a in range(d)]
+    if d == 2:
+        return entry[0][0] * entry[1][1] - entry[0][1] * entry[1][0]
+    minors = [entry[1][b] * entry[2][c] - entry[1][c] * entry[2][b] for b, c in ((1, 2), (2, 0), (0, 1))]
+    return entry[0][0] * minors[0] + entry[0][1] * minors[1] + entry[0][2] * minors[2]

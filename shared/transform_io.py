@@ -1,0 +1,164 @@
+"""World space: the only file that knows affines, millimetres and the LPS frame of ITK.
+
+A :class:`Grid` is a voxel lattice in RAS millimetres. Everywhere else fields are in voxels of the grid they live on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from .fields import identity
+from .files import atomic_path
+from .warp import warp
+
+__all__ = [
+    "Grid",
+    "affine_ddf",
+    "network_grid",
+    "points_to_grid",
+    "to_native",
+    "write_itk_displacement",
+    "write_nifti",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A lattice of ``shape`` voxels; ``affine`` (d+1, d+1) takes voxel indices to RAS millimetres."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size along each axis."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:-1, :-1], axis=0))
+
+    @property
+    def key(self) -> tuple:
+        """Hashable identity: equal for grids that agree to a micrometre."""
+        return (self.shape, tuple(np.round(self.affine, 3).ravel().tolist()))
+
+    def box_mm(self) -> str:
+        """Extent of the outer voxel edges in RAS, for messages."""
+        d = len(self.shape)
+        edges = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in self.shape], indexing="ij")).reshape(d, -1)
+        world = self.affine[:-1, :-1] @ edges + self.affine[:-1, -1:]
+        low, high = world.min(1), world.max(1)
+        return ", ".join(f"{a}:{low[i]:.0f}..{high[i]:.0f} mm" for i, a in enumerate("xyz"[:d]))
+
+
+def network_grid(image: Grid, size: Sequence[int] | None = None, spacing_mm: Sequence[float] | None = None) -> Grid:
+    """Return the grid a network works on for an image: same centre, same axes but in the closest RAS order.
+
+    Args:
+        image: the fixed image's grid.
+        size: voxels per axis; ``None`` covers the field of view at ``spacing_mm``.
+        spacing_mm: voxel size; ``None`` stretches ``size`` over the field of view.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    if size is None and spacing_mm is None:
+        raise ValueError("give size, spacing_mm or both")
+    d = len(image.shape)
+    full = np.eye(4)
+    full[:d, :d], full[:d, 3] = image.affine[:d, :d], image.affine[:d, d]
+    orientation = nib.orientations.io_orientation(full)[:d]
+    order = np.argsort(orientation[:, 0])  # order[w]: the image axis closest to world axis w
+    sign = orientation[order, 1]
+    shape = np.array(image.shape)[order]
+    unit = image.affine[:d, :d][:, order] * sign
+    extent = np.linalg.norm(unit, axis=0) * shape
+    direction = unit / np.linalg.norm(unit, axis=0)
+    voxel = extent / np.array(size) if spacing_mm is None else np.array(spacing_mm, dtype=float)
+    new_shape = np.maximum(1, np.ceil(extent / voxel - 1e-6)).astype(int) if size is None else np.array(size)
+    centre = image.affine[:d, :d] @ ((np.array(image.shape) - 1) / 2) + image.affine[:d, d]
+    affine = np.eye(d + 1)
+    affine[:d, :d] = direction * voxel
+    affine[:d, d] = centre - affine[:d, :d] @ ((new_shape - 1) / 2)
+    return Grid(tuple(int(n) for n in new_shape), affine)
+
+
+def affine_ddf(target: Grid, source: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return (1, d, *target.shape): ``x + ddf(x)`` is the voxel of ``source`` at the world point of target voxel x."""
+    matrix = torch.as_tensor(np.linalg.inv(source.affine) @ target.affine, dtype=torch.float64)
+    d = len(target.shape)
+    grid = identity(target.shape, dtype=torch.float64).reshape(d, -1)
+    moved = matrix[:d, :d] @ grid + matrix[:d, d:]
+    return (moved - grid).reshape(1, d, *target.shape).to(dtype)
+
+
+def to_native(ddf: Tensor, network: Grid, fixed: Grid, moving: Grid) -> tuple[Tensor, Tensor]:
+    """Carry a field from the network's grid to the fixed image's own grid.
+
+    Args:
+        ddf: (1, d, *network.shape) displacement in network voxels, fixed to moving through the common world frame.
+        network: grid of ``ddf``.
+        fixed: grid of the fixed image.
+        moving: grid of the moving image.
+
+    Returns:
+        ``fixed_ddf`` (1, d, *fixed.shape) in fixed voxels (the deformation: folds, TRE and files come from it), and
+        ``total_ddf`` of the same shape with ``warped(x) = moving(x + total_ddf(x))`` in the moving image's voxels.
+    """
+    d = len(fixed.shape)
+    sampled = warp(ddf.double(), affine_ddf(fixed, network, torch.float64).to(ddf.device), padding_mode="border")
+    linear = torch.as_tensor(np.linalg.inv(fixed.affine) @ network.affine, dtype=torch.float64)[:d, :d]
+    fixed_ddf = torch.einsum("ij,bj...->bi...", linear.to(ddf.device), sampled)
+    to_moving = torch.as_tensor(np.linalg.inv(moving.affine) @ fixed.affine, dtype=torch.float64).to(ddf.device)
+    grid = identity(fixed.shape, dtype=torch.float64, device=ddf.device)
+    offset = to_moving[:d, d].reshape(1, d, *[1] * d)
+    total = torch.einsum("ij,bj...->bi...", to_moving[:d, :d], grid + fixed_ddf) + offset - grid
+    return fixed_ddf.to(ddf.dtype), total.to(ddf.dtype)
+
+
+def points_to_grid(points: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Carry voxel coordinates (N, d) of ``source`` to those of ``target``, through the world frame."""
+    matrix = torch.as_tensor(np.linalg.inv(target.affine) @ source.affine, dtype=torch.float64)
+    d = len(source.shape)
+    return (points.double() @ matrix[:d, :d].T + matrix[:d, d]).to(points.dtype)
+
+
+def _affine3(grid: Grid) -> np.ndarray:
+    d = len(grid.shape)
+    full = np.eye(4)
+    full[:d, :d], full[:d, 3] = grid.affine[:d, :d], grid.affine[:d, d]
+    return full
+
+
+def write_nifti(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
+    """Write an image or label map (*S) on its grid, in the array's own type, atomically."""
+    image = nib.Nifti1Image(voxels, _affine3(grid))
+    image.header.set_xyzt_units("mm")
+    image.set_sform(_affine3(grid), code=1)
+    image.set_qform(_affine3(grid), code=1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_itk_displacement(path: str | Path, fixed_ddf: Tensor, fixed: Grid) -> None:
+    """Write a field as the displacement image that ITK, ANTs and 3D Slicer read: LPS millimetres on the fixed grid.
+
+    Args:
+        path: ``.nii.gz``; a vector NIfTI (intent 1007) of shape (i, j, k, 1, d).
+        fixed_ddf: (1, d, *S) in fixed voxels.
+        fixed: its grid.
+    """
+    d = len(fixed.shape)
+    lps = np.diag([-1.0, -1.0, 1.0][:d]) @ fixed.affine[:d, :d]
+    vectors = np.einsum("ij,j...->...i", lps, fixed_ddf[0].double().cpu().numpy()).astype(np.float32)
+    vectors = vectors.reshape(*fixed.shape, *[1] * (4 - d), d)
+    image = nib.Nifti1Image(vectors, _affine3(fixed))
+    image.header.set_intent("vector")
+    image.header.set_xyzt_units("mm")
+    image.set_qform(_affine3(fixed), code=1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)

@@ -1,0 +1,165 @@
+"""Pull-back warping in voxel units: ``warped(x) = moving(x + ddf(x))``.
+
+Positions, displacements and points are in tensor order (i, j, k), in voxels, with voxel centres at whole
+numbers. The [-1, 1] coordinates of ``grid_sample`` exist in this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["check_field", "warp", "warp_points"]
+
+MODES = ("bilinear", "nearest")
+PADDING_MODES = ("zeros", "border")
+# Every part brings an image gradient of its own, so the split stops here however many threads there are.
+MAX_PARTS = 8
+
+
+def check_field(field: Tensor, name: str = "ddf") -> None:
+    """Raise ValueError unless ``field`` has shape (B, d, *S) with d = 2 or 3 spatial dims."""
+    if field.ndim not in (4, 5) or field.shape[1] != field.ndim - 2:
+        raise ValueError(f"{name} must be (B, d, *S) with d = 2 or 3 spatial dims, got {tuple(field.shape)}")
+    if not field.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {field.dtype}")
+
+
+def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "zeros") -> Tensor:
+    """Sample ``image`` at ``x + ddf(x)``, x running over the voxels of the field's grid.
+
+    The arithmetic runs in float32 or wider whatever the inputs are, and the result has the image's dtype:
+    a displacement in voxels survives half precision, a normalised coordinate does not.
+
+    Args:
+        image: (B, C, *S). Integer and boolean images go with mode ``nearest`` only.
+        ddf: (B, d, *T) displacement in voxels of the image's grid; T may differ from S. Either batch may
+            be 1, which then serves the whole batch of the other.
+        mode: ``bilinear`` (linear in 2D and 3D) or ``nearest``.
+        padding_mode: ``zeros`` fades to zero within one voxel outside the image, ``border`` repeats the edge.
+
+    Returns:
+        (B, C, *T), differentiable with respect to both inputs (to the image only with ``nearest``).
+
+    Raises:
+        ValueError: on a wrong number of dimensions or components, batches that do not fit, an unknown mode
+            or padding mode, or an integer image with ``bilinear``.
+    """
+    _check_warp(image, ddf, mode, padding_mode)
+    dtype = _compute_dtype(image.dtype, ddf.dtype)
+    source = _thicken(image.to(dtype), padding_mode)
+    field = ddf.to(dtype)
+    axes = []
+    for axis, (n_out, n_in) in enumerate(zip(ddf.shape[2:], source.shape[2:], strict=True)):
+        scale = 2.0 / (n_in - 1)
+        start = torch.linspace(-1.0, (n_out - 1) * scale - 1.0, n_out, dtype=dtype, device=field.device)
+        start = start.view([-1] + [1] * (field.ndim - 3 - axis))
+        axes.append(torch.add(start, field[:, axis], alpha=scale))
+    warped = _sample(source, axes, mode, padding_mode)
+    return warped.to(image.dtype)
+
+
+def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
+    """Move points of the fixed image into moving space: ``p + ddf(p)``, the field read linearly.
+
+    A warp that pulls the moving image back onto the fixed grid carries points the other way. Outside the
+    grid the field's edge is repeated.
+
+    Args:
+        points: (B, N, d) voxel coordinates on the field's (fixed) grid, not necessarily whole numbers.
+        ddf: (B, d, *S) in voxels; either batch may be 1.
+
+    Returns:
+        (B, N, d) voxel coordinates in moving space, differentiable with respect to both inputs.
+
+    Raises:
+        ValueError: when the shapes do not fit.
+    """
+    check_field(ddf)
+    d = ddf.shape[1]
+    if points.ndim != 3 or points.shape[-1] != d or not points.is_floating_point():
+        raise ValueError(
+            f"points must be floating point of shape (B, N, {d}) for a {d}D field, "
+            f"got {points.dtype} {tuple(points.shape)}"
+        )
+    _check_batches("points", points.shape[0], ddf.shape[0])
+    dtype = _compute_dtype(points.dtype, ddf.dtype)
+    source = _thicken(ddf.to(dtype), "border")
+    position = points.to(dtype).view(points.shape[0], *[1] * (d - 1), *points.shape[1:])
+    axes = [position[..., a] * (2.0 / (n - 1)) - 1.0 for a, n in enumerate(source.shape[2:])]
+    displacement = _sample(source, axes, "bilinear", "border").flatten(2)
+    return points + displacement.transpose(1, 2).to(torch.promote_types(points.dtype, ddf.dtype))
+
+
+def _sample(source: Tensor, axes: Sequence[Tensor], mode: str, padding_mode: str) -> Tensor:
+    """Sample ``source`` (B, C, *S) at normalised ``axes``, d tensors (B, *T) in ij order -> (B, C, *T)."""
+    # grid_sample wants the last axis first.
+    grid = torch.stack(list(reversed(axes)), dim=-1)
+    parts = min(torch.get_num_threads(), MAX_PARTS)
+    if grid.device.type == "cpu" and source.shape[0] == 1 and grid.shape[0] == 1 and parts > 1:
+        return _sample_in_parts(source, grid, mode, padding_mode, parts)
+    batch = max(source.shape[0], grid.shape[0])
+    source, grid = (t.expand(batch, *t.shape[1:]) for t in (source, grid))
+    return F.grid_sample(source, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
+
+
+def _sample_in_parts(source: Tensor, grid: Tensor, mode: str, padding_mode: str, parts: int) -> Tensor:
+    """Sample a batch of one with its positions dealt out over a batch of ``parts``.
+
+    On the CPU grid_sample runs one thread per batch element, so a single image would leave the other
+    threads idle. Each position is computed by the same arithmetic as without the split.
+    """
+    size, d = grid.shape[1:-1], grid.shape[-1]
+    count = size.numel()
+    share = -(-count // parts)
+    flat = grid.reshape(count, d)
+    if share * parts != count:
+        flat = F.pad(flat, (0, 0, 0, share * parts - count))
+    dealt = flat.view(parts, *[1] * (d - 1), share, d)
+    copies = source.expand(parts, *source.shape[1:])
+    sampled = F.grid_sample(copies, dealt, mode=mode, padding_mode=padding_mode, align_corners=True)
+    joined = sampled.reshape(parts, -1, share).transpose(0, 1).reshape(1, -1, parts * share)
+    return joined[..., :count].reshape(1, -1, *size)
+
+
+def _thicken(source: Tensor, padding_mode: str) -> Tensor:
+    """Append one voxel of padding to axes of length 1, on which normalised coordinates are undefined."""
+    sizes = source.shape[2:]
+    if min(sizes) > 1:
+        return source
+    for axis, n in enumerate(sizes, start=2):
+        if n == 1:
+            beyond = source if padding_mode == "border" else torch.zeros_like(source)
+            source = torch.cat([source, beyond], dim=axis)
+    return source
+
+
+def _compute_dtype(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+    # float32 counts exactly to 2^24 only, less than an int32 label may hold.
+    wide = {torch.int32, torch.int64, torch.float64}
+    return torch.float64 if wide & {first, second} else torch.float32
+
+
+def _check_warp(image: Tensor, ddf: Tensor, mode: str, padding_mode: str) -> None:
+    check_field(ddf)
+    if image.ndim != ddf.ndim:
+        raise ValueError(
+            f"image must be (B, C, *S) with {ddf.ndim - 2} spatial dims as ddf has, got {tuple(image.shape)}"
+        )
+    _check_batches("image", image.shape[0], ddf.shape[0])
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    if mode != "nearest" and not image.is_floating_point():
+        raise ValueError(f"an image of dtype {image.dtype} can only be warped with mode 'nearest', got {mode!r}")
+
+
+def _check_batches(name: str, batch: int, field_batch: int) -> None:
+    if batch != field_batch and 1 not in (batch, field_batch):
+        raise ValueError(
+            f"{name} and ddf must have the same batch size or one of them 1, got {batch} and {field_batch}"
+        )
