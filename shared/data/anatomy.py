@@ -17,9 +17,8 @@ TISSUES = (
     *("background", "fluid", "cortex", "white matter", "ventricles", "thalamus", "basal ganglia"),
     *("cerebellum", "brain stem", "fat", "muscle", "bone", "marrow", "disc", "gas", "lung", "bowel"),
     *("liver", "spleen", "right kidney", "left kidney", "stomach", "aorta", "vena cava", "pancreas", "vessel"),
-    *("heart", "vertebrae", "right upper lobe", "right lower lobe", "left upper lobe", "left lower lobe", "airway"),
+    *("heart", "vertebrae", "right lung", "left lung", "airway"),
 )
-LOBES = ("right upper lobe", "right lower lobe", "left upper lobe", "left lower lobe")
 
 Point = tuple[float, float, float]
 Maps = tuple[np.ndarray, np.ndarray]
@@ -82,8 +81,8 @@ def brain(points: np.ndarray) -> Maps:
         bend = c.x - side * (0.13 + 0.25 * c.y**2)
         c.fill("basal ganglia", c.ball((0.33 * side, 0.08, 0.04), (0.1, 0.25, 0.16)) < 1)
         c.fill("basal ganglia", c.ball((0.2 * side, 0.3, 0.12), (0.11, 0.16, 0.15)) < 1)
-        c.fill("thalamus", c.ball((0.14 * side, -0.12, 0.0), (0.14, 0.19, 0.13)) < 1)
-        c.fill("ventricles", (bend / 0.09) ** 2 + ((c.y + 0.02) / 0.45) ** 2 + ((c.z - 0.2) / 0.12) ** 2 < 1)
+        c.fill("thalamus", c.ball((0.15 * side, -0.12, -0.01), (0.15, 0.2, 0.15)) < 1)
+        c.fill("ventricles", (bend / 0.1) ** 2 + ((c.y + 0.02) / 0.46) ** 2 + ((c.z - 0.22) / 0.14) ** 2 < 1)
     c.fill("brain stem", c.tube((0, -0.1, -0.18), (0, -0.26, -0.72), 0.13))
     return c.structure, c.tissue
 
@@ -141,7 +140,7 @@ def abdomen(points: np.ndarray) -> Maps:
 
 
 def thorax(points: np.ndarray, vessels: np.ndarray) -> Maps:
-    """Chest: four lung lobes with their vessels, heart, aorta, airway, spine, ribs, liver dome.
+    """Chest: lungs with their vessels, heart, aorta, airway, spine, ribs, liver dome.
 
     ``vessels`` (S, 7) holds start, end and radius of each segment, see `grow_vessels`.
     """
@@ -150,13 +149,10 @@ def thorax(points: np.ndarray, vessels: np.ndarray) -> Maps:
     c.fill("muscle", cavity & (c.z < -0.2))
     c.fill("liver", cavity & (c.z < -0.2) & (c.x > -0.15))
     c.stain("gas", c.ball((-0.45, 0.18, -0.72), (0.16, 0.14, 0.14)) < 1)
-    fissure = c.z < 0.02 - 0.9 * c.y
-    for side, names, floor in ((1, LOBES[:2], -0.3), (-1, LOBES[2:], -0.38)):
+    for side, name, floor in ((1, "right lung", -0.3), (-1, "left lung", -0.38)):
         dome = floor - 1.3 * ((c.x - 0.42 * side) ** 2 + (c.y - 0.05) ** 2)
-        lung = (c.ball((0.43 * side, 0.0, -0.1), (0.36, 0.54, 0.98)) < 1) & cavity & (c.z > dome)
-        c.fill(names[0], lung & ~fissure)
-        c.fill(names[1], lung & fissure)
-    inside = np.flatnonzero(c.shows(*LOBES))
+        c.fill(name, (c.ball((0.43 * side, 0.0, -0.1), (0.36, 0.54, 0.98)) < 1) & cavity & (c.z > dome))
+    inside = np.flatnonzero(c.shows("right lung", "left lung"))
     stained = np.zeros(len(points), bool)
     stained[inside] = _near_segments(points[inside], vessels)
     c.stain("vessel", stained)

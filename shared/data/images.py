@@ -87,7 +87,9 @@ def _read_voxels(path: Path, spatial_dims: int) -> tuple[Tensor, Grid]:
         spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         grid = _checked_grid(path, tuple(voxels.shape), affine, spacing, spatial_dims)
     if voxels.dtype.is_complex or voxels.numel() != int(np.prod(grid.shape)):
-        raise InputError(f"{path}: found {voxels.dtype} voxels of shape {tuple(voxels.shape)}, expected one real channel")
+        raise InputError(
+            f"{path}: found {voxels.dtype} voxels of shape {tuple(voxels.shape)}, expected one real channel"
+        )
     return voxels.reshape(grid.shape), grid
 
 
@@ -153,7 +155,9 @@ def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
     try:
         points = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
     except ValueError as error:
-        raise InputError(f"{path}: not readable as points ({_short(error)}); expected comma separated numbers") from error
+        raise InputError(
+            f"{path}: not readable as points ({_short(error)}); expected comma separated numbers"
+        ) from error
     if points.size == 0 or points.shape[1] != spatial_dims or not np.isfinite(points).all():
         raise InputError(f"{path}: found {points.shape} values, expected finite numbers in {spatial_dims} columns")
     return torch.from_numpy(points)

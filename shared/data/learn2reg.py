@@ -167,8 +167,11 @@ def read_pairs(dataset_dir: str | Path, task: str, split: str = "train", with_se
     pairs = _training_pairs(folder, with_self) if split == "train" else _named_pairs(folder, _SPLITS[split])
     if not pairs and split == "train":
         pairs = _training_pairs(folder, with_self, hold_out=False)
-        warnings.warn(f"{path}: every training image is also a validation or test image, so training uses them: its "
-                      "scores show the fit, not what the network learnt", stacklevel=2)
+        warnings.warn(
+            f"{path}: every training image is also a validation or test image, so training uses them: its "
+            "scores show the fit, not what the network learnt",
+            stacklevel=2,
+        )
     if not pairs:
         expected = "at least two images" if split == "train" else f"pairs under '{_SPLITS[split]}'"
         raise InputError(f"{path}: found no {split} pairs, expected {expected}")

@@ -7,6 +7,7 @@ run backwards, which makes the displacement between two images exact but for the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 # The velocity vanishes here, a little outside the field of view: anatomy may leave the image, but not by far.
 WALL = 1.12
 FLOW_STEPS = 2
+BLOCK = 8192
 
 Motion = Sequence[np.ndarray]
 
@@ -35,14 +37,13 @@ def points_to_voxels(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def _sines(x: np.ndarray, count: int) -> np.ndarray:
-    """``sin(k pi s)``, k = 1..count, where s runs from 0 to 1 between the walls: (N,) to (N, count)."""
+    """``sin(k pi s)``, k = 1..count, where s runs from 0 to 1 between the walls: (N,) to (count, N)."""
     angle = np.clip((x + WALL) * (np.pi / (2 * WALL)), 0, np.pi)
-    sines = np.empty((len(x), count), np.float32)
-    sines[:, 0] = np.sin(angle)
+    sines = np.empty((count, len(x)), np.float32)
+    sines[0] = np.sin(angle)
     twice_cosine = 2 * np.cos(angle)
     for k in range(1, count):
-        previous = sines[:, k - 2] if k > 1 else 0.0
-        sines[:, k] = twice_cosine * sines[:, k - 1] - previous
+        sines[k] = twice_cosine * sines[k - 1] - (sines[k - 2] if k > 1 else 0)
     return sines
 
 
@@ -50,21 +51,26 @@ def velocity_at(coefficients: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Evaluate a sine series of coefficients (3, g, g, g) at points (N, 3); returns (N, 3)."""
     count = coefficients.shape[-1]
     x, y, z = (_sines(points[:, axis], count) for axis in range(3))
-    plane = (y[:, :, None] * z[:, None, :]).reshape(len(points), count * count)
-    table = coefficients.transpose(2, 3, 0, 1).reshape(count * count, 3 * count).astype(np.float32)
-    return np.einsum("nca,na->nc", (plane @ table).reshape(-1, 3, count), x)
+    plane = (y[:, None] * z).reshape(count * count, -1)
+    lines = (coefficients.reshape(3 * count, -1) @ plane).reshape(3, count, -1)
+    return (lines * x).sum(axis=1).T
 
 
 def move(points: np.ndarray, motion: Motion) -> np.ndarray:
     """Carry points (N, 3) along each velocity of the chain for unit time (fourth order Runge-Kutta)."""
+    # Blocks that stay in the cache are about twice as fast.
+    blocks = np.array_split(points, -(-len(points) // BLOCK))
+    return np.concatenate([functools.reduce(_flow, motion, block) for block in blocks])
+
+
+def _flow(points: np.ndarray, v: np.ndarray) -> np.ndarray:
     h = np.float32(1 / FLOW_STEPS)
-    for v in motion:
-        for _ in range(FLOW_STEPS):
-            k1 = velocity_at(v, points)
-            k2 = velocity_at(v, points + (h / 2) * k1)
-            k3 = velocity_at(v, points + (h / 2) * k2)
-            k4 = velocity_at(v, points + h * k3)
-            points = points + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
+    for _ in range(FLOW_STEPS):
+        k1 = velocity_at(v, points)
+        k2 = velocity_at(v, points + (h / 2) * k1)
+        k3 = velocity_at(v, points + (h / 2) * k2)
+        k4 = velocity_at(v, points + h * k3)
+        points = points + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
     return points
 
 
@@ -80,6 +86,9 @@ def displacement(fixed: Motion, moving: Motion, size: int) -> np.ndarray:
         ``ddf`` (size, size, size, 3) in voxels of the fixed grid: ``moving(x + ddf(x))`` matches ``fixed(x)``.
     """
     points = grid_points(size)
+    # What both scans share, the way from the patient to the template, cancels.
+    while fixed and moving and fixed[-1] is moving[-1]:
+        fixed, moving = fixed[:-1], moving[:-1]
     matched = move(move(points, fixed), inverse(moving))
     return ((matched - points) * (size / 2)).reshape(size, size, size, 3).astype(np.float32)
 
@@ -109,15 +118,16 @@ def random_velocity(rng: np.random.Generator, count: int, reach: float, rms: flo
 def breathing_velocity(amplitude: float, count: int = 6) -> np.ndarray:
     """Velocity of breathing out: the diaphragm rises and the front of the chest sinks.
 
-    A Gaussian in each axis, fitted by sines; ``amplitude`` is its peak (1 = half the field of view).
+    A product of bell curves fitted by sines, strongest under each lung; ``amplitude`` is about its peak
+    (1 = half the field of view).
     """
     x = np.linspace(-WALL, WALL, 65, dtype=np.float32)
     basis = _sines(x, count)
 
     def fit(profile: np.ndarray) -> np.ndarray:
-        return np.linalg.lstsq(basis, profile, rcond=None)[0]
+        return np.linalg.lstsq(basis.T, profile, rcond=None)[0]
 
-    across = fit(np.exp(-((x / 0.75) ** 4)))
+    across = fit(np.exp(-(((np.abs(x) - 0.45) / 0.4) ** 2)))
     depth = fit(np.exp(-(((x - 0.1) / 0.65) ** 4)))
     height = fit(np.exp(-(((x + 0.3) / 0.5) ** 2)))
     rise = np.einsum("a,b,c->abc", across, depth, height)

@@ -1,5 +1,19 @@
 """Losses for registration: images, labels, landmarks and the field itself."""
 
+from .landmarks import LandmarkLoss
+from .overlap import SoftDiceLoss, label_probabilities, soft_dice
 from .regularity import BendingEnergyLoss, FoldingLoss, MembraneEnergyLoss
+from .similarity import LocalNCCLoss, MINDSSCLoss, mind_ssc
 
-__all__ = ["BendingEnergyLoss", "FoldingLoss", "MembraneEnergyLoss"]
+__all__ = [
+    "BendingEnergyLoss",
+    "FoldingLoss",
+    "LandmarkLoss",
+    "LocalNCCLoss",
+    "MINDSSCLoss",
+    "MembraneEnergyLoss",
+    "SoftDiceLoss",
+    "label_probabilities",
+    "mind_ssc",
+    "soft_dice",
+]

@@ -1,0 +1,35 @@
+"""Every name that a config of this bundle may use."""
+
+from pathlib import Path
+
+from shared.errors import report_input_errors
+from shared.data.pairs import PairDataset
+from shared.evaluation import RegistrationEvaluator
+from shared.handlers import TrainingLog
+
+from .inference import load_pairs, register_files
+from .memory import ReservoirMemory
+from .network import LKUNet
+from .objective import RegistrationObjective, VelocityInferer
+from .strategies import SAMCL, Sequential
+from .trainer import ContinualTrainer, load_weights
+
+BUNDLE_ROOT = str(Path(__file__).resolve().parents[1])
+
+__all__ = [
+    "BUNDLE_ROOT",
+    "SAMCL",
+    "ContinualTrainer",
+    "LKUNet",
+    "PairDataset",
+    "RegistrationEvaluator",
+    "RegistrationObjective",
+    "ReservoirMemory",
+    "Sequential",
+    "TrainingLog",
+    "VelocityInferer",
+    "load_pairs",
+    "load_weights",
+    "register_files",
+    "report_input_errors",
+]

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 __all__ = ["Conv3", "LargeKernelBlock"]
 
-# Below this N * C * D * H, torch on CPU leaves oneDNN for `slow_conv3d` when N = 1 and the kernel is 3^3.
-_SLOW_CONV_LIMIT = 20480
 
 
 class Conv3(nn.Module):
@@ -20,9 +18,13 @@ class Conv3(nn.Module):
     same numbers, but through oneDNN (2.6 times faster at 32^3 and 8 channels).
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True):
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True
+    ) -> None:
         super().__init__()
         self.spatial_dims, self.stride = spatial_dims, stride
+        # Below this N * C * D * H, torch on the CPU leaves oneDNN for `slow_conv3d` when N = 1 and the kernel is 3^3.
+        self.slow_limit = 20480
         conv = Conv[Conv.CONV, spatial_dims]
         self.conv = conv(in_channels, out_channels, 3, stride=stride, padding=1, bias=bias)
 
@@ -30,7 +32,7 @@ class Conv3(nn.Module):
         """Return (B, out_channels, *ceil(S / stride))."""
         if self.spatial_dims == 3 and x.shape[0] == 1 and not x.is_cuda:
             out_depth = (x.shape[2] - 1) // self.stride + 1
-            if out_depth > 1 and x.shape[1] * x.shape[2] * x.shape[3] <= _SLOW_CONV_LIMIT:
+            if out_depth > 1 and x.shape[1] * x.shape[2] * x.shape[3] <= self.slow_limit:
                 return self._in_halves(x, out_depth)
         return self.conv(x)
 
@@ -64,7 +66,9 @@ class LargeKernelBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the shape of ``x``."""
-        bias = self.conv5.bias + self.conv3.bias + self.conv1.bias
+        b1, b3, b5 = self.conv1.bias, self.conv3.bias, self.conv5.bias
+        assert b1 is not None and b3 is not None and b5 is not None  # for TorchScript
+        bias = b1 + b3 + b5
         kernel = self.conv5.weight + F.pad(self.conv3.weight, [1] * (2 * self.spatial_dims))
         kernel = kernel + F.pad(self.conv1.weight + self.identity, [2] * (2 * self.spatial_dims))
         if self.spatial_dims == 3:

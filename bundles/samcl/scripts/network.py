@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
@@ -76,6 +74,7 @@ class LKUNet(nn.Module):
         if spatial_dims not in (2, 3) or depth < 1:
             raise ValueError(f"found spatial_dims {spatial_dims} and depth {depth}, expected 2 or 3 and at least 1")
         self.spatial_dims, self.depth, self.half_resolution = spatial_dims, depth, half_resolution
+        self.factor = 2**depth
         self.input_mean, self.input_std, self.velocity_scale = input_mean, input_std, velocity_scale
         widths = [channels * 2 ** min(i, depth - 1) for i in range(depth + 1)]
         self.stem = _pair(spatial_dims, 2, channels, channels)
@@ -96,12 +95,12 @@ class LKUNet(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.head.conv.weight)
 
-    def _padding(self, size: Sequence[int]) -> list[int]:
-        factor = 2**self.depth
+    def _padding(self, size: list[int]) -> list[int]:
         padding: list[int] = []
-        for n in size:
-            extra = (factor - n % factor) % factor
-            padding = [extra // 2, extra - extra // 2] + padding
+        for i in range(len(size)):  # the last axis comes first in F.pad
+            extra = -size[-1 - i] % self.factor
+            padding.append(extra // 2)
+            padding.append(extra - extra // 2)
         return padding
 
     def forward(self, image: Tensor) -> Tensor:
@@ -129,7 +128,6 @@ class LKUNet(nn.Module):
         if self.half_resolution:
             mode = "trilinear" if self.spatial_dims == 3 else "bilinear"
             dvf = 2 * F.interpolate(dvf, scale_factor=2.0, mode=mode, align_corners=False)
-        for axis in range(self.spatial_dims):
-            before = padding[2 * (self.spatial_dims - 1 - axis)]
-            dvf = dvf.narrow(2 + axis, before, size[axis])
+        for i in range(self.spatial_dims):
+            dvf = dvf.narrow(-1 - i, padding[2 * i], size[-1 - i])
         return dvf

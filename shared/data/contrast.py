@@ -16,11 +16,11 @@ MR_MAXIMUM = 4095
 _SIGNAL = {
     "background": (-1000, 0, 8, 0),
     "fluid": (8, 4, 240, 10),
-    "cortex": (38, 4, 540, 35),
+    "cortex": (38, 4, 470, 35),
     "white matter": (30, 4, 850, 35),
     "ventricles": (5, 2, 190, 10),
-    "thalamus": (38, 4, 640, 35),
-    "basal ganglia": (38, 4, 700, 35),
+    "thalamus": (38, 4, 610, 35),
+    "basal ganglia": (38, 4, 560, 35),
     "cerebellum": (38, 4, 600, 60),
     "brain stem": (32, 4, 790, 35),
     "fat": (-100, 12, 880, 40),
@@ -42,10 +42,8 @@ _SIGNAL = {
     "vessel": (60, 8, 130, 15),
     "heart": (48, 14, 300, 35),
     "vertebrae": (560, 80, 150, 25),
-    "right upper lobe": (-850, 35, 60, 10),
-    "right lower lobe": (-835, 35, 65, 10),
-    "left upper lobe": (-850, 35, 60, 10),
-    "left lower lobe": (-835, 35, 65, 10),
+    "right lung": (-845, 35, 60, 10),
+    "left lung": (-845, 35, 60, 10),
     "airway": (-960, 5, 20, 4),
 }
 _TABLE = np.array([_SIGNAL[name] for name in TISSUES], np.float32)
@@ -63,6 +61,7 @@ class Texture:
 
     @classmethod
     def random(cls, rng: np.random.Generator, count: int = 8) -> Texture:
+        """Draw ``count`` waves, one to three across half the field of view."""
         direction = rng.standard_normal((3, count))
         direction /= np.linalg.norm(direction, axis=0)
         waves = direction * rng.uniform(6, 18, count)

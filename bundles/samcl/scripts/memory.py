@@ -1,0 +1,177 @@
+"""A bounded memory of past pairs, filled by reservoir sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.data.pairs import Sample
+from shared.errors import InputError
+from shared.files import atomic_write
+
+__all__ = ["ReservoirMemory"]
+
+_KEPT = ("fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
+_POINTS = ("fixed_points", "moving_points")
+
+
+def _compact(sample: Sample) -> Sample:
+    """Copy what training needs: images as float16, labels and masks as the smallest integers that hold them."""
+    kept: Sample = {"task": sample["task"]}
+    for key in _KEPT:
+        if key in sample:
+            value: Tensor = sample[key].cpu()
+            if key.endswith("image"):
+                kept[key] = value.half()
+            else:
+                kept[key] = value.to(torch.uint8 if int(value.max()) <= 255 else torch.int16)
+    for key in _POINTS:
+        if key in sample:
+            kept[key] = sample[key].cpu().clone()
+    if "labels" in sample:
+        kept["labels"] = list(sample["labels"])
+    return kept
+
+
+def _restore(sample: Sample) -> Sample:
+    return {k: v.float() if k.endswith("image") else v for k, v in sample.items()}
+
+
+class ReservoirMemory:
+    """Keep each pair ever offered with the same probability, capacity / seen (Vitter, TOMS 1985, algorithm R).
+
+    A pair lies in RAM, or in one npz file when a folder is given; files that :meth:`save` does not name are left over
+    from later steps of a killed run and are removed by :meth:`load`.
+
+    Args:
+        capacity: most pairs kept.
+        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM.
+    """
+
+    def __init__(self, capacity: int = 200, on_disk: bool = False) -> None:
+        if capacity < 1:
+            raise ValueError(f"found capacity {capacity}, expected at least 1")
+        self.capacity, self.on_disk = capacity, on_disk
+        self.seen = 0
+        self.folder: Path | None = None
+        self._slots: list[tuple[int, Sample | None]] = []  # (number when offered, pair; None when on disk)
+        self._written: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"ReservoirMemory(capacity={self.capacity})"
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the pairs in RAM take."""
+        return sum(v.nbytes for _, s in self._slots if s for v in s.values() if isinstance(v, Tensor))
+
+    def offer(self, sample: Sample, generator: torch.Generator) -> bool:
+        """Offer a pair; return whether it was taken in."""
+        number, self.seen = self.seen, self.seen + 1
+        slot = len(self._slots)
+        if slot >= self.capacity:
+            slot = int(torch.randint(0, self.seen, (1,), generator=generator))
+            if slot >= self.capacity:
+                return False
+        entry: tuple[int, Sample | None] = (number, _compact(sample))
+        if self.on_disk:
+            entry = (number, self._write(number, entry[1]))
+        if slot == len(self._slots):
+            self._slots.append(entry)
+        else:
+            self._slots[slot] = entry
+        return True
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Sample]:
+        """Draw up to ``count`` different pairs, uniformly."""
+        chosen = torch.randperm(len(self._slots), generator=generator)[:count]
+        return [_restore(self._pair(*self._slots[int(i)])) for i in chosen]
+
+    def _file(self, number: int) -> Path:
+        if self.folder is None:
+            raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
+        return self.folder / f"pair_{number:07d}.npz"
+
+    def _pair(self, number: int, sample: Sample | None) -> Sample:
+        return self._read(self._file(number)) if sample is None else sample
+
+    def _write(self, number: int, sample: Sample | None) -> None:
+        """Write a pair unless its file is there. Compressed npz without pickle."""
+        if sample is None or number in self._written:
+            return
+        arrays = {k: v.numpy() for k, v in sample.items() if isinstance(v, Tensor)}
+        arrays["labels"] = np.asarray(sample.get("labels", [-1]), dtype=np.int16)
+        arrays["task"] = np.frombuffer(sample["task"].encode(), dtype=np.uint8)
+        atomic_write(self._file(number), lambda stream: np.savez_compressed(stream, **arrays))
+        self._written.add(number)
+
+    @staticmethod
+    def _read(path: Path) -> Sample:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                content: dict[str, Any] = {k: arrays[k] for k in arrays.files}
+        except Exception as error:
+            raise InputError(f"{path}: not readable as a memory pair ({type(error).__name__})") from error
+        sample: Sample = {"task": content.pop("task").tobytes().decode()}
+        labels = content.pop("labels").tolist()
+        if labels != [-1]:
+            sample["labels"] = labels
+        sample.update({k: torch.from_numpy(v) for k, v in content.items()})
+        return sample
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        """Write the pairs that ``folder`` lacks and return the index: plain numbers for the checkpoint.
+
+        Nothing is deleted, so an older index stays readable until :meth:`prune`.
+        """
+        folder = Path(folder)
+        if folder != self.folder:
+            pairs = [(n, self._pair(n, s)) for n, s in self._slots]
+            self._written.clear()
+            self.folder = folder
+        else:
+            pairs = [(n, s) for n, s in self._slots if s is not None]
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, sample in pairs:
+            self._write(number, sample)
+        return {"seen": self.seen, "numbers": [n for n, _ in self._slots]}
+
+    def prune(self) -> None:
+        """Delete the files of pairs that are no longer kept."""
+        if self.folder is not None and self.folder.is_dir():
+            kept = {self._file(n).name for n, _ in self._slots}
+            for path in self.folder.glob("*.npz"):
+                if path.name not in kept:
+                    path.unlink()
+            self._written &= {n for n, _ in self._slots}
+
+    def load(self, folder: str | Path, index: dict[str, Any], keep_folder: bool = True) -> None:
+        """Take up the index of :meth:`save`.
+
+        Args:
+            folder: where the pairs lie.
+            index: what :meth:`save` returned.
+            keep_folder: go on writing there (a resumed run); False reads only (the memory of an earlier task).
+
+        Raises:
+            InputError: a pair is missing or unreadable.
+        """
+        folder = Path(folder)
+        numbers = [int(n) for n in index["numbers"]]
+        if len(numbers) > self.capacity:  # a smaller memory than before: a random part of the old one
+            order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(int(index["seen"])))
+            numbers = [numbers[int(i)] for i in order[: self.capacity]]
+        pairs = {n: self._read(folder / f"pair_{n:07d}.npz") for n in numbers}
+        self.seen = int(index["seen"])
+        self.folder = folder if keep_folder else None
+        self._written = set(numbers) if keep_folder else set()
+        in_ram = not (self.on_disk and keep_folder)
+        self._slots = [(n, pairs[n] if in_ram else None) for n in numbers]

@@ -1,0 +1,163 @@
+"""What SAMCL minimises, and how its velocity becomes a deformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.losses import GlobalMutualInformationLoss
+from torch import Tensor, nn
+
+from shared.data.pairs import Sample
+from shared.fields import compose, exponentiate
+from shared.losses import (
+    BendingEnergyLoss,
+    FoldingLoss,
+    LandmarkLoss,
+    LocalNCCLoss,
+    MembraneEnergyLoss,
+    MINDSSCLoss,
+    SoftDiceLoss,
+    label_probabilities,
+)
+from shared.warp import warp, warp_points
+
+__all__ = ["RegistrationObjective", "VelocityInferer", "stack_pairs"]
+
+
+def stack_pairs(samples: Sequence[Sample]) -> Tensor:
+    """Return the network's input (B, 2, *S): channel 0 moving, 1 fixed."""
+    return torch.stack([torch.cat([s["moving_image"], s["fixed_image"]]) for s in samples])
+
+
+class VelocityInferer(Inferer):
+    """Pair in, displacement fields out: ``half = exp(v)``, ``ddf = half o half``; ``inv_ddf`` the same of ``-v``.
+
+    The symmetric model of SAMCL (Wang, Luo & Zhuang, MICCAI 2024): both images meet at the midpoint.
+    """
+
+    def __init__(self, steps: int = 7) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return ``dvf``, ``ddf``, ``inv_ddf``, each (B, d, *S) in voxels, for ``inputs`` (B, 2, *S)."""
+        dvf = network(inputs, *args, **kwargs).float()
+        half, half_inv = exponentiate(torch.cat([dvf, -dvf]), self.steps).chunk(2)
+        return {"dvf": dvf, "ddf": compose(half, half), "inv_ddf": compose(half_inv, half_inv)}
+
+
+class RegistrationObjective(nn.Module):
+    """Weighted sum of image similarity at the midpoint, label overlap, landmark distance and smoothness.
+
+    The five terms of SAMCL (papers' weights: 1 each); a term with weight 0 is not computed. Labels and landmarks are
+    used where the pair has them: training is weakly supervised.
+
+    Args:
+        similarity: weight of the image term, masked to where both warped images are valid.
+        overlap: weight of the Dice loss on smoothed labels.
+        landmarks: weight of the RMS landmark distance in voxels.
+        bending: weight of the mean squared second derivatives of the velocity.
+        membrane: weight of the mean squared first derivatives of the velocity.
+        folding: weight of the penalty on non-positive Jacobian determinants of the half deformation (not in SAMCL).
+        metric: image term: "lncc", "mind" or "mi".
+        window: LNCC window in voxels.
+        label_sigma: smoothing of the one-hot labels in voxels.
+        steps: squarings of the exponential.
+
+    Raises:
+        ValueError: unknown metric.
+    """
+
+    def __init__(
+        self,
+        similarity: float = 1.0,
+        overlap: float = 1.0,
+        landmarks: float = 1.0,
+        bending: float = 1.0,
+        membrane: float = 1.0,
+        folding: float = 0.0,
+        metric: str = "lncc",
+        window: int = 3,
+        label_sigma: float = 1.0,
+        steps: int = 7,
+    ) -> None:
+        super().__init__()
+        if metric not in ("lncc", "mind", "mi"):
+            raise ValueError(f"found metric '{metric}', expected lncc, mind or mi")
+        self.weights = {
+            "similarity": similarity,
+            "overlap": overlap,
+            "landmarks": landmarks,
+            "bending": bending,
+            "membrane": membrane,
+            "folding": folding,
+        }
+        self.metric, self.window, self.label_sigma, self.steps = metric, window, label_sigma, steps
+        self.image_loss = {"lncc": lambda: LocalNCCLoss(window), "mind": MINDSSCLoss, "mi": GlobalMutualInformationLoss}[
+            metric
+        ]()
+        self.dice, self.distance = SoftDiceLoss(), LandmarkLoss()
+        self.bending, self.membrane, self.folding = BendingEnergyLoss(), MembraneEnergyLoss(), FoldingLoss()
+
+    def extra_repr(self) -> str:
+        return f"{self.weights}, {self.metric}, {self.window}, {self.label_sigma}, {self.steps}"
+
+    def prepare(self, sample: Sample, device: torch.device) -> Sample:
+        """Move a sample to the device and smooth its labels once, for all passes of a step over it."""
+        ready: Sample = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.items()}
+        if self.weights["overlap"] and ready.get("labels"):
+            for side in ("fixed", "moving"):
+                label = ready[f"{side}_label"][None]
+                ready[f"{side}_probabilities"] = label_probabilities(label, ready["labels"], self.label_sigma)
+        return ready
+
+    def forward(self, dvf: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its unweighted parts by name.
+
+        Args:
+            dvf: (B, d, *S) velocity of the half deformation, in voxels.
+            samples: B samples of :meth:`prepare`.
+        """
+        dvf = dvf.float()
+        half, half_inv = exponentiate(torch.cat([dvf, -dvf]), self.steps).chunk(2)
+        terms: dict[str, list[Tensor]] = {}
+        for i, sample in enumerate(samples):
+            for name, value in self._pair_terms(sample, half[i : i + 1], half_inv[i : i + 1]).items():
+                terms.setdefault(name, []).append(value)
+        parts = {name: torch.stack(values).mean() for name, values in terms.items()}
+        for name, field in (("bending", dvf), ("membrane", dvf), ("folding", half)):
+            if self.weights[name]:
+                parts[name] = getattr(self, name)(field)
+        loss = torch.stack([self.weights[name] * value for name, value in parts.items()]).sum()
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _pair_terms(self, sample: Sample, half: Tensor, half_inv: Tensor) -> dict[str, Tensor]:
+        fixed, moving = [sample["fixed_image"][None]], [sample["moving_image"][None]]
+        has_labels = "fixed_probabilities" in sample
+        if has_labels:
+            fixed.append(sample["fixed_probabilities"])
+            moving.append(sample["moving_probabilities"])
+        fixed_warped = warp(torch.cat(fixed, dim=1), half_inv)
+        moving_warped = warp(torch.cat(moving, dim=1), half)
+        terms = {}
+        if self.weights["similarity"]:
+            terms["similarity"] = self._similarity(sample, fixed_warped[:, :1], moving_warped[:, :1], half, half_inv)
+        if has_labels:
+            terms["overlap"] = self.dice(moving_warped[:, 1:], fixed_warped[:, 1:])
+        if self.weights["landmarks"] and "fixed_points" in sample:
+            # Two steps of the half deformation are the whole one: only these points are moved, no field is built.
+            midway = warp_points(sample["fixed_points"][None], half)
+            terms["landmarks"] = self.distance(midway, sample["moving_points"][None], half)
+        return terms
+
+    def _similarity(self, sample: Sample, fixed: Tensor, moving: Tensor, half: Tensor, half_inv: Tensor) -> Tensor:
+        if self.metric == "mi":
+            return self.image_loss(moving, fixed)
+        with torch.no_grad():
+            # Zero padding also takes out what comes from outside either image.
+            mask = warp(sample["fixed_mask"][None].float(), half_inv, mode="nearest")
+            mask = mask * warp(sample["moving_mask"][None].float(), half, mode="nearest")
+        return self.image_loss(moving, fixed, mask)

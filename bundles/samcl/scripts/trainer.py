@@ -1,0 +1,299 @@
+"""The continual trainer: MONAI's supervised trainer, with a strategy in the place of the single optimizer step."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from shared.data.pairs import Sample
+from shared.errors import InputError
+from shared.files import load_tensors
+from shared.run_directory import RunDirectory
+
+from .objective import RegistrationObjective, stack_pairs
+from .strategies import Strategy
+
+__all__ = ["ContinualTrainer", "ResumableSampler", "load_weights", "unwrap"]
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network inside ``DistributedDataParallel``, or the network itself."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load ``model.pt`` strictly.
+
+    Raises:
+        InputError: unreadable, or weights of another architecture; the first differences are named.
+    """
+    weights = load_tensors(path)
+    expected = unwrap(network).state_dict()
+    differences = [
+        f"{k}: found {tuple(weights[k].shape) if k in weights else 'nothing'}, "
+        f"expected {tuple(expected[k].shape) if k in expected else 'nothing'}"
+        for k in sorted({*weights, *expected})
+        if k not in weights or k not in expected or weights[k].shape != expected[k].shape
+    ]
+    if differences:
+        raise InputError(
+            f"{path}: holds a model of another architecture ({len(differences)} tensors differ; {differences[0]})"
+        )
+    unwrap(network).load_state_dict(weights)
+
+
+class ResumableSampler(Sampler[int]):
+    """An endless shuffled stream of indices that can start anywhere: position and seed decide each index.
+
+    Args:
+        length: size of the dataset.
+        seed: of the permutations, one a pass over the dataset.
+        rank: of this process; each rank sees every ``world``-th index.
+        world: number of processes.
+    """
+
+    def __init__(self, length: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.length, self.seed, self.rank, self.world = length, seed, rank, world
+        self.position = 0  # indices that this rank has already used
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.position * self.world + self.rank
+        epoch, order = -1, torch.empty(0)
+        while True:
+            if position // self.length != epoch:
+                epoch = position // self.length
+                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + 104729 * epoch))
+            yield int(order[position % self.length])
+            position += self.world
+
+
+class ContinualTrainer(SupervisedTrainer):
+    """Train on one task with a continual strategy; all MONAI and ignite handlers work on it.
+
+    A run goes on where it was stopped, at the last epoch's end, and ends with the weights of an unbroken run (same
+    machine, CPU, same seed: bit for bit). ``init_from`` carries weights, moments and memory of the previous task on.
+
+    Args:
+        device: where to train.
+        network: takes (B, 2, *S), gives the velocity; may be wrapped in ``DistributedDataParallel``.
+        optimizer: over the network's parameters.
+        loss_function: see :class:`RegistrationObjective`.
+        dataset: of training pairs.
+        strategy: see ``strategies.py``.
+        run_dir: folder of the run.
+        init_from: run_dir of the previous task, or a weights file; None starts afresh.
+        task: name, for the record.
+        batch_size: pairs an iteration and process.
+        max_epochs: number of checkpoints.
+        epoch_length: iterations from one checkpoint to the next.
+        seed: of the order of pairs and of the memory's draws.
+        autocast: None, or "bfloat16" for the network's forward pass.
+        num_workers: data loading processes.
+        scheduler: a torch learning rate scheduler, stepped once an iteration.
+        inferer: kept for handlers and hosts that ask for it.
+        train_handlers: MONAI and ignite handlers.
+
+    Raises:
+        InputError: run_dir holds a run with other settings, or ``init_from`` does not fit.
+        ValueError: an unknown ``autocast``.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: RegistrationObjective,
+        dataset: torch.utils.data.Dataset,
+        strategy: Strategy,
+        run_dir: str | Path,
+        init_from: str | Path | None = None,
+        task: str = "images",
+        batch_size: int = 1,
+        max_epochs: int = 1,
+        epoch_length: int = 1,
+        seed: int = 0,
+        autocast: str | None = None,
+        num_workers: int = 0,
+        scheduler: Any = None,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if autocast not in (None, "bfloat16"):
+            raise ValueError(f"found autocast '{autocast}', expected null or bfloat16")
+        self.rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.strategy, self.task, self.seed, self.batch_size = strategy, task, seed, batch_size
+        self.run_directory = RunDirectory(run_dir, self.rank)
+        self.init_from = Path(init_from) if init_from else None
+        self.autocast, self.scheduler = autocast, scheduler
+        self.generator = torch.Generator()
+        self.passes = 0
+        self.log_rows: list[dict[str, float]] = []
+        self.sampler = ResumableSampler(len(dataset), seed, self.rank, self.world)  # type: ignore[arg-type]
+        loader = DataLoader(
+            dataset, batch_size=batch_size, sampler=self.sampler, num_workers=num_workers, collate_fn=list
+        )
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            train_data_loader=loader,
+            network=network,
+            optimizer=optimizer,
+            loss_function=loss_function,
+            epoch_length=epoch_length,
+            inferer=inferer,
+            train_handlers=train_handlers,
+            **kwargs,
+        )
+        self.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.save())
+
+    # -- one iteration -------------------------------------------------------------------------------------------------
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Move a sample to the device, ready for :meth:`backward`."""
+        return self.loss_function.prepare(sample, self.state.device)
+
+    def backward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Leave the gradient of the mean loss of prepared samples in the parameters; return the parts by name."""
+        self.optimizer.zero_grad(set_to_none=True)
+        device = torch.device(self.state.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast == "bfloat16"):
+            dvf = self.network(stack_pairs(samples))
+        loss, parts = self.loss_function(dvf, samples)
+        loss.backward()
+        self.passes += len(samples)
+        return {"loss": loss.detach(), **parts}
+
+    def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Tensor]:
+        self.network.train()
+        text = f"{self.seed} {self.task} {self.state.iteration} {self.rank}"
+        self.generator.manual_seed(zlib.crc32(text.encode()))
+        parts = self.strategy.step(self, [self.prepare(sample) for sample in batchdata])
+        if self.scheduler is not None:
+            self.scheduler.step()
+        engine.state.output = parts
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return parts
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that decides the result, in plain words."""
+        pairs = getattr(self.data_loader.dataset, "pairs", [])
+        names = {str(i): [Path(str(p[k])).name for k in sorted(p)] for i, p in enumerate(pairs)}
+        return {
+            "task": self.task,
+            "pairs": len(pairs),
+            "files": RunDirectory.digest(names),
+            "network": str(unwrap(self.network)),
+            "objective": self.loss_function.extra_repr(),
+            "optimizer": {k: str(v) for k, v in self.optimizer.param_groups[0].items() if k != "params"},
+            "strategy": self.strategy.settings(),
+            "iterations": self.state.max_epochs * self.state.epoch_length,
+            "batch_size": self.batch_size,
+            "world": self.world,
+            "seed": self.seed,
+            "autocast": self.autocast,
+            "init_from": str(self.init_from),
+        }
+
+    def run(self) -> None:
+        """Train, or go on training; a complete run only loads its model.
+
+        Raises:
+            InputError: see the class.
+        """
+        self.run_directory.check_settings(self.settings())
+        if self.run_directory.is_done():
+            load_weights(self.network, self.run_directory.model)
+            self.logger.info(f"{self.run_directory.path}: this run is complete; nothing to train")
+            return
+        self._restore()
+        self.strategy.begin_task(self)
+        if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
+            super().run()
+        self.strategy.end_task(self)
+        self.save()
+        record = {"settings": self.run_directory.digest(self.settings()), "passes": self.passes}
+        self.run_directory.finish(unwrap(self.network).state_dict(), record)
+        self._barrier()
+
+    def _restore(self) -> None:
+        state = self.run_directory.load_state()
+        if state is None:
+            if self.init_from is not None:
+                self._start_from(self.init_from)
+            return
+        unwrap(self.network).load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.strategy.load_state_dict(state["strategy"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if self.strategy.memory is not None:
+            self.strategy.memory.load(self.run_directory.memory, self.run_directory.memory_index(state["iteration"]))
+        torch.set_rng_state(state["rng"])
+        self.passes, self.log_rows = state["passes"], state["log"]
+        self.state.iteration = state["iteration"]
+        self.state.epoch = state["iteration"] // self.state.epoch_length
+        self.sampler.position = state["iteration"] * self.batch_size
+
+    def _start_from(self, source: Path) -> None:
+        """Take weights, moments, strategy state and memory from the previous task's run."""
+        if source.is_file():
+            load_weights(self.network, source)
+            return
+        previous = RunDirectory(source, self.rank) if source.is_dir() else None
+        if previous is None or not previous.is_done():
+            raise InputError(f"{source}: found no complete run (model.pt with done.json); expected a run_dir or weights")
+        load_weights(self.network, previous.model)
+        state = load_tensors(previous.state)
+        options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, new in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(new)  # moments go on, rates are this task's
+        if state["strategy_name"] == type(self.strategy).__name__:
+            self.strategy.load_state_dict(state["strategy"])
+        if self.strategy.memory is not None and previous.memory.is_dir():
+            self.strategy.memory.load(previous.memory, previous.memory_index(state["iteration"]), keep_folder=False)
+
+    def save(self) -> None:
+        """Write a checkpoint: each rank its memory, then rank 0 the state that makes it count."""
+        iteration, memory = self.state.iteration, self.strategy.memory
+        if memory is not None:
+            self.run_directory.save_memory_index(iteration, memory.save(self.run_directory.memory))
+        self._barrier()
+        state = {
+            "iteration": iteration,
+            "network": unwrap(self.network).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "strategy_name": type(self.strategy).__name__,
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "passes": self.passes,
+            "log": self.log_rows,
+        }
+        self.run_directory.save_state(state)
+        self._barrier()
+        if memory is not None:
+            self.run_directory.prune_memory_indices(iteration)
+            memory.prune()
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+

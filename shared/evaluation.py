@@ -1,0 +1,201 @@
+"""Scoring registrations on the images' own grids: one row a pair, then a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .data.images import read_label, read_points
+from .data.pairs import PairDataset, Sample
+from .files import save_json, writable_dir
+from .handlers import write_csv
+from .metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from .transform_io import Grid, to_native
+from .warp import warp, warp_points
+
+__all__ = ["RegistrationEvaluator", "format_table", "predict", "score_pair", "summarise"]
+
+# Column -> (heading, the larger the better).
+METRICS = {
+    "dice": ("Dice", True),
+    "hd95_mm": ("HD95 mm", False),
+    "assd_mm": ("ASSD mm", False),
+    "tre_mm": ("TRE mm", False),
+    "folds_percent": ("folds %", False),
+    "sdlogj": ("SDlogJ", False),
+}
+
+
+def stack_pair(sample: Sample, device: torch.device | str) -> Tensor:
+    """Return the network's input (1, 2, *S) of one sample: channel 0 moving, 1 fixed."""
+    return torch.cat([sample["moving_image"], sample["fixed_image"]])[None].to(device)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, inferer: Callable, sample: Sample, device: torch.device | str) -> dict[str, Tensor]:
+    """Register one sample; fields on the network's grid come back on the CPU."""
+    network.eval()
+    fields = inferer(stack_pair(sample, device), network)
+    return {k: v.float().cpu() for k, v in fields.items()}
+
+
+def _world(points: Tensor, grid: Grid) -> Tensor:
+    matrix = torch.as_tensor(grid.affine)
+    return points.double() @ matrix[:-1, :-1].T + matrix[:-1, -1]
+
+
+def _label_scores(warped: Tensor, fixed: Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
+    labels = [int(v) for v in torch.unique(torch.cat([warped.flatten(), fixed.flatten()])) if v > 0]
+    if not labels:
+        return {}
+    scores = {
+        "dice": dice_per_label(warped, fixed, labels),
+        "hd95_mm": hd95_per_label(warped, fixed, labels, spacing_mm),
+        "assd_mm": assd_per_label(warped, fixed, labels, spacing_mm),
+    }
+    return {name: float(np.nanmean(v)) if np.isfinite(v := value.numpy()).any() else np.nan for name, value in scores.items()}
+
+
+def score_pair(sample: Sample, ddf: Tensor) -> dict[str, float]:
+    """Score a field on the fixed image's own grid, and the unregistered pair beside it (``*_before``).
+
+    Label scores are means over the labels of the pair; a label that vanished counts with Dice 0.
+
+    Args:
+        sample: of :class:`PairDataset`.
+        ddf: (1, d, *S) on the network's grid, in its voxels.
+
+    Returns:
+        ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``.
+    """
+    pair, grids = sample["pair"], sample["grids"]
+    fixed, moving = grids["fixed"], grids["moving"]
+    dims = len(fixed.shape)
+    fields = {"": to_native(ddf, grids["network"], fixed, moving)}
+    fields["_before"] = to_native(torch.zeros_like(ddf), grids["network"], fixed, moving)
+    files = [pair.get(f"{side}_label") or pair.get(f"{side}_mask") for side in ("fixed", "moving")]
+    row: dict[str, float] = {}
+    if all(files):
+        reference = read_label(files[0], fixed, dims)[0]
+        source = read_label(files[1], moving, dims)[None].float()
+        for suffix, (_, total) in fields.items():
+            warped = warp(source, total, mode="nearest")[0, 0].to(torch.int16)
+            row.update({k + suffix: v for k, v in _label_scores(warped, reference, fixed.spacing_mm).items()})
+    if pair.get("fixed_points") and pair.get("moving_points"):
+        start, target = read_points(pair["fixed_points"], dims), read_points(pair["moving_points"], dims)
+        for suffix, (field, _) in fields.items():
+            moved = warp_points(start[None], field)[0]
+            row[f"tre_mm{suffix}"] = float(tre_mm(_world(moved, fixed), _world(target, moving)))
+    row["folds_percent"], row["sdlogj"] = float(fold_percent(fields[""][0])), float(sdlogj(fields[""][0]))
+    return row
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation and number of every numeric column; missing and NaN entries do not count."""
+    columns = [k for k in dict.fromkeys(k for row in rows for k in row) if isinstance(rows[0].get(k, 0.0), float)]
+    table = {}
+    for name in columns:
+        values = np.array([row[name] for row in rows if name in row and np.isfinite(row[name])])
+        if len(values):
+            table[name] = {"mean": float(values.mean()), "sd": float(values.std()), "n": len(values)}
+    return table
+
+
+def format_table(summary: Mapping[str, Mapping[str, float]], title: str) -> str:
+    """Return a plain-text table of means and standard deviations before and after registration."""
+    names = [m for m in METRICS if m in summary]
+    lines = [title, f"{'':>10}" + "".join(f"{METRICS[m][0]:>18}" for m in names)]
+    for heading, suffix in (("before", "_before"), ("after", "")):
+        cells = []
+        for name in names:
+            entry = summary.get(name + suffix)
+            cells.append(f"{entry['mean']:.3f} +- {entry['sd']:.3f}" if entry else "-")
+        lines.append(f"{heading:>10}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+class RegistrationEvaluator(SupervisedEvaluator):
+    """Register every pair of a dataset and score it on its own grid.
+
+    Writes ``<name>_cases.csv``, ``<name>_summary.json`` and ``<name>_example.png`` (first pair) and prints the table.
+
+    Args:
+        device: where the network runs.
+        dataset: pairs; they are taken one by one.
+        network: gives what ``inferer`` needs.
+        inferer: returns a dict with ``ddf`` (1, d, *S).
+        output_dir: where the files go.
+        name: first part of their names.
+        title: heading of the table.
+        picture: also draw the first pair.
+        val_handlers: MONAI and ignite handlers.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dataset: PairDataset,
+        network: nn.Module,
+        inferer: Callable,
+        output_dir: str | Path,
+        name: str = "validation",
+        title: str = "validation pairs",
+        picture: bool = True,
+        val_handlers: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        loader = DataLoader(dataset, batch_size=1, shuffle=False, collate_fn=list)
+        super().__init__(
+            device=device,
+            val_data_loader=loader,
+            network=network,
+            inferer=inferer,
+            val_handlers=val_handlers,
+            **kwargs,
+        )
+        self.output_dir, self.name, self.title, self.picture = Path(output_dir), name, title, picture
+        self.rows: list[dict[str, Any]] = []
+        self.writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        self.add_event_handler(Events.STARTED, self._begin)
+        self.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Any]:
+        sample = batchdata[0]
+        fields = predict(self.network, self.inferer, sample, self.state.device)
+        pair = sample["pair"]
+        names = {side: Path(pair[f"{side}_image"]).name for side in ("fixed", "moving")}
+        row: dict[str, Any] = {"task": sample["task"], **names, **score_pair(sample, fields["ddf"])}
+        if self.writes and self.picture and not self.rows:
+            from .plots import pair_figure
+
+            pair_figure(sample, fields["ddf"], self.output_dir / f"{self.name}_example.png", title=self.title)
+        self.rows.append(row)
+        self._bar.update()
+        engine.state.output = row
+        return row
+
+    def _begin(self, engine: Engine) -> None:
+        self.rows = []
+        if self.writes:
+            writable_dir(self.output_dir)
+        total = engine.state.epoch_length
+        self._bar = tqdm(total=total, desc=f"scoring {self.name}", unit="pair", leave=False, disable=not self.writes)
+
+    def _finish(self, engine: Engine) -> None:
+        self._bar.close()
+        summary = summarise(self.rows)
+        engine.state.metrics.update({k: v["mean"] for k, v in summary.items()})
+        if self.writes:
+            write_csv(self.output_dir / f"{self.name}_cases.csv", self.rows)
+            save_json(self.output_dir / f"{self.name}_summary.json", {"pairs": len(self.rows), "metrics": summary})
+            print(format_table(summary, f"\n{self.title}: {len(self.rows)} pairs, mean +- sd"), flush=True)
+            print(f"written to {self.output_dir}", flush=True)

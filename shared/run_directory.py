@@ -1,0 +1,126 @@
+"""The folder of a run: everything that a killed run needs to go on, and that the next task starts from.
+
+``state.pt`` is the one file that commits a checkpoint: it is renamed into place last, after each rank's memory. What a
+kill leaves beside it is never read. ``model.pt`` and ``done.json`` are written when the run is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import load_tensors, read_json, save_json, save_tensors, writable_dir
+
+__all__ = ["RunDirectory"]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            rows.update(_flat(value, f"{prefix}{key}."))
+        else:
+            rows[f"{prefix}{key}"] = str(value)
+    return rows
+
+
+class RunDirectory:
+    """One task's ``run_dir``.
+
+    Args:
+        path: made when missing.
+        rank: of this process; rank 0 is the writer of what all share.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path, rank: int = 0) -> None:
+        self.path, self.rank = Path(path), rank
+        writable_dir(self.path)
+        for leftover in self.path.rglob(".tmp-*"):
+            if rank == 0:
+                leftover.unlink(missing_ok=True)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @property
+    def memory(self) -> Path:
+        """Folder of this rank's memory."""
+        return self.path / "memory" / f"rank{self.rank}"
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint."""
+        return self.path / "state.pt"
+
+    @property
+    def model(self) -> Path:
+        """The trained weights."""
+        return self.path / "model.pt"
+
+    @property
+    def done(self) -> Path:
+        """Record of a complete run."""
+        return self.path / "done.json"
+
+    @staticmethod
+    def digest(settings: dict[str, Any]) -> str:
+        """Hash of the settings that decide the result."""
+        return hashlib.sha256(json.dumps(_flat(settings), sort_keys=True).encode()).hexdigest()
+
+    def check_settings(self, settings: dict[str, Any]) -> None:
+        """Compare with the settings that the folder was begun with, or note them down.
+
+        Raises:
+            InputError: they differ; the message lists what was found and what is asked.
+        """
+        record = self.path / "settings.json"
+        if self.state.exists() or self.done.exists():
+            old, new = _flat(read_json(record)), _flat(settings)
+            changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+            if changed:
+                listed = "; ".join(f"{k}: found {old.get(k)}, asked for {new.get(k)}" for k in changed[:6])
+                raise InputError(
+                    f"{self.path}: holds a run with other settings ({listed}); expected the same settings to go on "
+                    "with it, or another --run_dir"
+                )
+        elif self.rank == 0:
+            save_json(record, settings)
+
+    def is_done(self) -> bool:
+        """Whether the run is complete."""
+        return self.done.exists() and self.model.exists()
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None."""
+        return load_tensors(self.state) if self.state.exists() else None
+
+    def save_memory_index(self, iteration: int, index: dict[str, Any]) -> None:
+        """Write this rank's memory index of one checkpoint (before :meth:`save_state` commits it)."""
+        save_json(self.memory / f"index_{iteration:07d}.json", index)
+
+    def memory_index(self, iteration: int) -> dict[str, Any]:
+        """Read this rank's memory index of a checkpoint."""
+        return read_json(self.memory / f"index_{iteration:07d}.json")
+
+    def prune_memory_indices(self, iteration: int) -> None:
+        """Delete the indices of other checkpoints than ``iteration``."""
+        for path in self.memory.glob("index_*.json"):
+            if path.name != f"index_{iteration:07d}.json":
+                path.unlink()
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Commit a checkpoint (rank 0 only)."""
+        if self.rank == 0:
+            save_tensors(self.state, state)
+
+    def finish(self, weights: dict[str, Any], record: dict[str, Any]) -> None:
+        """Write the model, then the record that says so (rank 0 only)."""
+        if self.rank == 0:
+            save_tensors(self.model, weights)
+            save_json(self.done, record)
