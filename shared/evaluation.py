@@ -160,6 +160,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
             network=network,
             inferer=inferer,
             val_handlers=val_handlers,
+            decollate=False,
             **kwargs,
         )
         self.output_dir, self.name, self.title, self.picture = Path(output_dir), name, title, picture

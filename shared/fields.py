@@ -86,8 +86,8 @@ def invert(ddf: Tensor, iterations: int = 100, tolerance: float = 1e-3) -> tuple
     """Return ``inv_ddf`` with ``(id + ddf) o (id + inv_ddf) = id``, and how well that holds.
 
     Fixed point ``inv <- inv - step * (inv + ddf(x + inv))``, which is Chen et al., Med. Phys. 2008, at
-    step 1. That step diverges where the map stretches to twice the length or more or turns by more than
-    60 degrees, so 1/2 is used and 1/4 in the second half; each voxel keeps the best value it has had.
+    step 1. That step diverges where the map stretches to twice the length or more or turns by 60 degrees
+    or more, so 1/2 is used and 1/4 in the second half; each voxel keeps the best value it has had.
     Outside its grid the field counts as its edge value. No gradient flows.
 
     Args:
@@ -97,7 +97,8 @@ def invert(ddf: Tensor, iterations: int = 100, tolerance: float = 1e-3) -> tuple
 
     Returns:
         ``inv_ddf`` (B, d, *S), and the residual (B,): the largest length in voxels of
-        ``ddf(x + inv_ddf(x)) + inv_ddf(x)``. A folded field has no inverse; its residual stays large.
+        ``ddf(x + inv_ddf(x)) + inv_ddf(x)``. A field that folds has no inverse: the residual may stay
+        large, or ``inv_ddf`` be one answer of several; `jacobian_determinant` tells.
 
     Raises:
         ValueError: when ``ddf`` is not (B, d, *S) or ``iterations`` is below 1.

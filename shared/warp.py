@@ -121,8 +121,9 @@ def _sample_in_parts(source: Tensor, grid: Tensor, mode: str, padding_mode: str,
     dealt = flat.view(parts, *[1] * (d - 1), share, d)
     copies = source.expand(parts, *source.shape[1:])
     sampled = F.grid_sample(copies, dealt, mode=mode, padding_mode=padding_mode, align_corners=True)
-    joined = sampled.reshape(parts, -1, share).transpose(0, 1).reshape(1, -1, parts * share)
-    return joined[..., :count].reshape(1, -1, *size)
+    channels = source.shape[1]
+    joined = sampled.reshape(parts, channels, share).transpose(0, 1).reshape(1, channels, parts * share)
+    return joined[..., :count].reshape(1, channels, *size)
 
 
 def _thicken(source: Tensor, padding_mode: str) -> Tensor:

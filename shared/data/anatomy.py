@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .motion import matmul
+
 TISSUES = (
     *("background", "fluid", "cortex", "white matter", "ventricles", "thalamus", "basal ganglia"),
     *("cerebellum", "brain stem", "fat", "muscle", "bone", "marrow", "disc", "gas", "lung", "bowel"),
@@ -119,7 +121,7 @@ def abdomen(points: np.ndarray) -> Maps:
     c.fill("bowel", front & (loops > 0.1))
     c.stain("gas", front & (loops > 1.55) & (c.y > 0.15))
     c.fill("pancreas", c.tube((-0.42, 0.0, 0.14), (0.16, 0.08, 0.02), 0.085) & cavity)
-    dome = np.minimum(c.ball((0.4, 0, 0.0), (0.52, 0.6, 0.88)), c.ball((-0.42, 0, 0.0), (0.46, 0.6, 0.8)))
+    dome = np.minimum(c.ball((0.4, 0, 0.0), (0.62, 0.75, 0.98)), c.ball((-0.42, 0, 0.0), (0.58, 0.75, 0.9)))
     c.fill("lung", cavity & (dome > 1) & (c.z > 0.35) & (np.abs(c.x) > 0.1))
     liver = (c.ball((0.4, 0.0, 0.34), (0.4, 0.48, 0.46)) < 1) | (c.ball((0.02, 0.24, 0.4), (0.42, 0.22, 0.24)) < 1)
     c.fill("liver", liver & cavity)
@@ -170,10 +172,10 @@ def _near_segments(points: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """True where a point (N, 3) is closer to any segment (S, 7) than that segment's radius."""
     start, along, radius = segments[:, :3], segments[:, 3:6] - segments[:, :3], segments[:, 6]
     length = (along**2).sum(1)
-    projection = points @ along.T - (start * along).sum(1)
-    square = (points**2).sum(1)[:, None] - 2 * points @ start.T + (start**2).sum(1)
-    t = np.clip(projection / length, 0, 1)
-    return (square - 2 * t * projection + t**2 * length < radius**2).any(axis=1)
+    projection = matmul(along, points.T) - (start * along).sum(1)[:, None]
+    square = (points**2).sum(1) - 2 * matmul(start, points.T) + (start**2).sum(1)[:, None]
+    t = np.clip(projection / length[:, None], 0, 1)
+    return (square - 2 * t * projection + t**2 * length[:, None] < radius[:, None] ** 2).any(axis=0)
 
 
 def grow_vessels(rng: np.random.Generator, levels: int = 4) -> np.ndarray:

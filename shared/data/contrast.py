@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .anatomy import TISSUES
-from .motion import grid_points
+from .motion import grid_points, matmul
 
 CT_RANGE = (-1024, 3071)
 MR_MAXIMUM = 4095
@@ -69,7 +69,8 @@ class Texture:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Values (N,) at template points (N, 3)."""
-        return np.cos(points @ self.waves + self.phases).sum(axis=1) * np.sqrt(2 / len(self.phases))
+        angles = matmul(self.waves.T, points.T) + self.phases[:, None]
+        return np.cos(angles).sum(axis=0) * np.float32(np.sqrt(2 / len(self.phases)))
 
 
 def render_ct(tissue: np.ndarray, texture: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,8 +90,8 @@ def render_mr(
     """
     mean = _TABLE[:, 2] * rng.normal(1, 0.06, len(_TABLE))
     signal = _blur((mean[tissue] + _TABLE[tissue, 3] * texture).reshape(size, size, size))
-    x = grid_points(size)
-    shading = np.cos(x @ rng.uniform(-2, 2, (3, 3)) + rng.uniform(0, 2 * np.pi, 3)).sum(axis=1)
+    angles = matmul(rng.uniform(-2, 2, (3, 3)), grid_points(size).T) + rng.uniform(0, 2 * np.pi, (3, 1))
+    shading = np.cos(angles).sum(axis=0)
     shading = bias * (shading - shading.mean()) / max(float(shading.std()), 1e-3)
     signal = rng.uniform(0.8, 1.25) * signal * np.exp(shading.reshape(signal.shape))
     # The magnitude of a complex signal: noise in empty space is positive, as in a scanner.

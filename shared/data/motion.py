@@ -16,6 +16,8 @@ import numpy as np
 WALL = 1.12
 FLOW_STEPS = 2
 BLOCK = 8192
+# Products (m, k) @ (k, n) with m * k * n up to this many stay on one thread.
+BLAS_ONE_THREAD = 1 << 18
 
 Motion = Sequence[np.ndarray]
 
@@ -36,6 +38,20 @@ def points_to_voxels(points: np.ndarray, size: int) -> np.ndarray:
     return ((points + 1) * (size / 2) - 0.5).astype(np.float32)
 
 
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a @ b`` for a small ``a`` (m, k) and a long ``b`` (k, n), on one thread.
+
+    OpenBLAS spreads larger products over all cores and then waits for the slowest: on a busy machine that took
+    a hundred times longer than the work.
+    """
+    columns = max(1, BLAS_ONE_THREAD // a.size)
+    product = np.empty((len(a), b.shape[1]), np.float32)
+    for start in range(0, b.shape[1], columns):
+        part = slice(start, start + columns)
+        np.matmul(a, b[:, part], out=product[:, part])
+    return product
+
+
 def _sines(x: np.ndarray, count: int) -> np.ndarray:
     """``sin(k pi s)``, k = 1..count, where s runs from 0 to 1 between the walls: (N,) to (count, N)."""
     angle = np.clip((x + WALL) * (np.pi / (2 * WALL)), 0, np.pi)
@@ -52,7 +68,7 @@ def velocity_at(coefficients: np.ndarray, points: np.ndarray) -> np.ndarray:
     count = coefficients.shape[-1]
     x, y, z = (_sines(points[:, axis], count) for axis in range(3))
     plane = (y[:, None] * z).reshape(count * count, -1)
-    lines = (coefficients.reshape(3 * count, -1) @ plane).reshape(3, count, -1)
+    lines = matmul(coefficients.reshape(3 * count, -1), plane).reshape(3, count, -1)
     return (lines * x).sum(axis=1).T
 
 

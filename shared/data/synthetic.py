@@ -8,7 +8,6 @@ masks, corresponding key points, and for validation and test pairs the true disp
 from __future__ import annotations
 
 import gzip
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,8 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
+from ..files import atomic_write, read_json, save_json, writable_dir
 from .motion import Motion
 from .patients import TASKS, PatientSource, RegistrationTask
+
+__all__ = ["REGISTRATION_TASKS", "write_registration_tasks"]
 
 FORMAT_VERSION = 1
 REGISTRATION_TASKS = tuple(task.name for task in TASKS)
@@ -52,26 +55,27 @@ def write_registration_tasks(
         The folder of each task, in the order asked for.
 
     Raises:
-        ValueError: an unknown task or count, or a size below 8.
-        FileExistsError: the folder holds a dataset that this function did not write.
+        InputError: an unknown task or count, a size below 8, a folder that cannot be written, or one that holds a
+            dataset that this function did not write.
     """
     if isinstance(tasks, str):
-        raise ValueError(f"tasks must be a list of names, got the text {tasks!r}")
+        raise InputError(f"found tasks {tasks!r}, expected a list of names")
     known = {task.name: task for task in TASKS}
     names = REGISTRATION_TASKS if tasks is None else tuple(tasks)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown tasks {unknown}, expected some of {list(REGISTRATION_TASKS)}")
+        raise InputError(f"found unknown tasks {unknown}, expected some of {list(REGISTRATION_TASKS)}")
     if size < 8:
-        raise ValueError(f"size must be at least 8 voxels, got {size}")
+        raise InputError(f"found size {size}, expected at least 8 voxels")
     folders = {}
     for name in names:
         task = known[name]
         wanted = {**task.counts, **(counts or {})}
         if wanted.keys() != task.counts.keys() or min(wanted.values()) < 0:
-            raise ValueError(f"counts must be {list(task.counts)}, none negative, got {dict(counts or {})}")
+            raise InputError(f"found counts {dict(counts or {})}, expected {list(task.counts)}, none negative")
         folders[name] = Path(root) / name
         settings = {"version": FORMAT_VERSION, "size": size, "seed": seed, "counts": wanted}
         if not _is_reusable(folders[name], name, settings):
+            writable_dir(folders[name])
             _write_task(folders[name], task, settings, progress)
     return folders
 
@@ -81,9 +85,11 @@ def _is_reusable(folder: Path, name: str, settings: Mapping[str, Any]) -> bool:
     path = folder / f"{name}_dataset.json"
     if not path.exists():
         return False
-    content = json.loads(path.read_text())
+    content = read_json(path)
     if "synthetic" not in content:
-        raise FileExistsError(f"{path} describes a dataset that is not synthetic; choose another folder")
+        raise InputError(
+            f"{path}: found a dataset that was not written here, expected a synthetic one or another folder"
+        )
     files = [file for item in content["training"] + content["test"] for file in item.values()]
     files += [pair["truth"] for pair in content["registration_val"] + content["registration_test"]]
     if content["synthetic"] == settings and all((folder / file).exists() for file in files):
@@ -127,7 +133,7 @@ def _write_task(folder: Path, task: RegistrationTask, settings: Mapping[str, Any
         "synthetic": dict(settings),
     }
     writer.remove_others()
-    _write(folder / f"{task.name}_dataset.json", (json.dumps(content, indent=1) + "\n").encode())
+    save_json(folder / f"{task.name}_dataset.json", content)
 
 
 class _TaskWriter:
@@ -210,19 +216,7 @@ class _TaskWriter:
         self._put(name, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
     def _put(self, name: str, content: bytes) -> None:
-        self.written.add(self.folder / name)
-        _write(self.folder / name, content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary name, flush, rename: a killed run leaves no half file under ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path = self.folder / name
+        self.written.add(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, lambda stream: stream.write(content))

@@ -156,6 +156,7 @@ class ContinualTrainer(SupervisedTrainer):
             epoch_length=epoch_length,
             inferer=inferer,
             train_handlers=train_handlers,
+            decollate=False,
             **kwargs,
         )
         self.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.save())

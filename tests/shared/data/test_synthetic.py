@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from shared.data import synthetic
 from shared.data.motion import determinants, grid_points, inverse, move, random_velocity, voxels_to_points
 from shared.data.synthetic import REGISTRATION_TASKS, write_registration_tasks
+from shared.errors import InputError
 
 FEW = {"training": 2, "validation": 1, "test": 3}
 
@@ -219,7 +219,7 @@ def test_interrupted_writing_is_completed_by_the_next_call(tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthetic.os, "fsync", dying)
+        patch.setattr("shared.files.os.fsync", dying)
         with pytest.raises(KeyboardInterrupt):
             write_registration_tasks(tmp_path / "cut", **arguments)
     cut = tmp_path / "cut" / "synth_abdomen_mrct"
@@ -252,7 +252,9 @@ def test_a_real_dataset_is_never_overwritten(tmp_path):
     path = tmp_path / "synth_brain_mr" / "synth_brain_mr_dataset.json"
     path.parent.mkdir()
     path.write_text('{"name": "mine"}')
-    with pytest.raises(FileExistsError, match="not synthetic; choose another folder"):
+    with pytest.raises(
+        InputError, match="dataset that was not written here, expected a synthetic one or another folder"
+    ):
         write_registration_tasks(tmp_path, ["synth_brain_mr"])
     assert path.read_text() == '{"name": "mine"}'
 
@@ -260,15 +262,15 @@ def test_a_real_dataset_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tasks": ["synth_knee"]}, r"unknown tasks \['synth_knee'\], expected some of \['synth_brain_mr'"),
-        ({"tasks": "synth_brain_mr"}, "tasks must be a list of names"),
-        ({"size": 4}, "size must be at least 8 voxels, got 4"),
-        ({"counts": {"train": 3}}, "counts must be"),
+        ({"tasks": ["synth_knee"]}, r"found unknown tasks \['synth_knee'\], expected some of \['synth_brain_mr'"),
+        ({"tasks": "synth_brain_mr"}, "found tasks 'synth_brain_mr', expected a list of names"),
+        ({"size": 4}, "found size 4, expected at least 8 voxels"),
+        ({"counts": {"train": 3}}, r"found counts {'train': 3}, expected"),
         ({"counts": {"test": -1}}, "none negative"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         write_registration_tasks(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
 
