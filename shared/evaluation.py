@@ -62,7 +62,10 @@ def _label_scores(warped: Tensor, fixed: Tensor, spacing_mm: Sequence[float]) ->
         "hd95_mm": hd95_per_label(warped, fixed, labels, spacing_mm),
         "assd_mm": assd_per_label(warped, fixed, labels, spacing_mm),
     }
-    return {name: float(np.nanmean(v)) if np.isfinite(v := value.numpy()).any() else np.nan for name, value in scores.items()}
+    return {
+        name: float(np.nanmean(v)) if np.isfinite(v := value.numpy()).any() else np.nan
+        for name, value in scores.items()
+    }
 
 
 def score_pair(sample: Sample, ddf: Tensor) -> dict[str, float]:

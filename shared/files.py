@@ -31,7 +31,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); expected a writable folder with free space") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); expected a writable folder with free space"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -64,6 +66,7 @@ def read_json(path: str | Path) -> Any:
 
 def save_tensors(path: str | Path, content: Any) -> None:
     """``torch.save`` of tensors and plain containers, atomically."""
+
     # torch reports a full disk as RuntimeError from its zip writer; ours is an OSError like every other file's.
     def write(stream: IO[bytes]) -> None:
         try:
@@ -86,7 +89,9 @@ def load_tensors(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: not readable as weights ({type(error).__name__}); expected a torch file of tensors") from error
+        raise InputError(
+            f"{path}: not readable as weights ({type(error).__name__}); expected a torch file of tensors"
+        ) from error
 
 
 def writable_dir(path: str | Path) -> Path:
@@ -102,5 +107,7 @@ def writable_dir(path: str | Path) -> Path:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); expected a writable folder with free space") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); expected a writable folder with free space"
+        ) from error
     return path

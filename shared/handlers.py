@@ -32,8 +32,9 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
 class TrainingLog:
     """Show progress with loss and time left; log the mean of every loss part to CSV and TensorBoard.
 
-    Only rank 0 shows and writes. The device is waited for once per ``interval`` iterations only. The rows live in ``engine.log_rows``, which the
-    trainer keeps in its checkpoint, so that a resumed run continues the table without gap or repetition.
+    Only rank 0 shows and writes. The device is waited for once per ``interval`` iterations. The rows live in
+    ``engine.log_rows``, which the trainer keeps in its checkpoint, so that a resumed run continues the table without
+    gap or repetition.
 
     Args:
         run_dir: gets ``metrics.csv`` and ``tensorboard/``.
@@ -74,8 +75,8 @@ class TrainingLog:
 
     def _collect(self, engine: Engine) -> None:
         for name, value in engine.state.output.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            total = value.detach().double()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._counts[name] = self._counts.get(name, 0) + 1
         if self._bar is not None:
             self._bar.update()

@@ -51,7 +51,15 @@ def pair_figure(sample: Sample, ddf: Tensor, path: str | Path, title: str = "") 
     determinant = jacobian_determinant(ddf)[0]
     size = fixed.shape[1:]
     planes = [(2, "axial"), (1, "coronal"), (0, "sagittal")] if len(size) == 3 else [(-1, "plane")]
-    columns = ["moving", "fixed", "warped", "difference before", "difference after", "warped grid", "Jacobian, folds red"]
+    columns = [
+        "moving",
+        "fixed",
+        "warped",
+        "difference before",
+        "difference after",
+        "warped grid",
+        "Jacobian, folds red",
+    ]
     figure = Figure(figsize=(2.1 * len(columns), 2.25 * len(planes) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)

@@ -122,7 +122,7 @@ def abdomen(points: np.ndarray) -> Maps:
     c.stain("gas", front & (loops > 1.55) & (c.y > 0.15))
     c.fill("pancreas", c.tube((-0.42, 0.0, 0.14), (0.16, 0.08, 0.02), 0.085) & cavity)
     dome = np.minimum(c.ball((0.4, 0, 0.0), (0.62, 0.75, 0.98)), c.ball((-0.42, 0, 0.0), (0.58, 0.75, 0.9)))
-    c.fill("lung", cavity & (dome > 1) & (c.z > 0.35) & (np.abs(c.x) > 0.1))
+    c.fill("lung", cavity & (dome > 1) & (c.z > 0.45) & (np.abs(c.x) > 0.1))
     liver = (c.ball((0.4, 0.0, 0.34), (0.4, 0.48, 0.46)) < 1) | (c.ball((0.02, 0.24, 0.4), (0.42, 0.22, 0.24)) < 1)
     c.fill("liver", liver & cavity)
     branches: tuple[Point, ...] = ((0.55, 0.15, 0.5), (0.55, -0.2, 0.4), (0.1, 0.25, 0.42), (0.4, 0.1, 0.1))
@@ -151,7 +151,7 @@ def thorax(points: np.ndarray, vessels: np.ndarray) -> Maps:
     c.fill("muscle", cavity & (c.z < -0.2))
     c.fill("liver", cavity & (c.z < -0.2) & (c.x > -0.15))
     c.stain("gas", c.ball((-0.45, 0.18, -0.72), (0.16, 0.14, 0.14)) < 1)
-    for side, name, floor in ((1, "right lung", -0.3), (-1, "left lung", -0.38)):
+    for side, name, floor in ((1, "right lung", -0.37), (-1, "left lung", -0.43)):
         dome = floor - 1.3 * ((c.x - 0.42 * side) ** 2 + (c.y - 0.05) ** 2)
         c.fill(name, (c.ball((0.43 * side, 0.0, -0.1), (0.36, 0.54, 0.98)) < 1) & cavity & (c.z > dome))
     inside = np.flatnonzero(c.shows("right lung", "left lung"))

@@ -136,9 +136,7 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
                 "(was it resampled linearly, or is it an image?)"
             )
     if int(voxels.min()) < 0 or int(voxels.max()) > np.iinfo(np.int16).max:
-        raise InputError(
-            f"{path}: found {role} values {int(voxels.min())}..{int(voxels.max())}, expected 0..{np.iinfo(np.int16).max}"
-        )
+        raise InputError(f"{path}: found {role} values {int(voxels.min())}..{int(voxels.max())}, expected 0..32767")
     return voxels.to(torch.int16)[None]
 
 

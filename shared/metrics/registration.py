@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,7 +138,10 @@ def _determinants(ddf: Tensor, mask: Tensor | None) -> Tensor:
     determinants = jacobian_determinant(field)[0, 0]
     if mask is None:
         return determinants.flatten()
-    return determinants[_volume(mask, determinants.ndim, "mask").to(ddf.device) != 0]
+    inside = _volume(mask, determinants.ndim, "mask")
+    if inside.shape != determinants.shape:
+        raise ValueError(f"mask must have sizes {tuple(determinants.shape)}, got {tuple(inside.shape)}")
+    return determinants[inside.to(ddf.device) != 0]
 
 
 @torch.no_grad()
@@ -160,7 +164,10 @@ def _surface_per_label(
             continue
         box = _bounding_box(in_pred | in_ref)
         pair = (mask[box][None, None] for mask in (in_pred, in_ref))
-        distances.append(float(metric(*pair, include_background=True, spacing=spacing, **options)))
+        with warnings.catch_warnings():
+            # MONAI 1.5 and 1.6 call a function of their own with an argument that they deprecate.
+            warnings.simplefilter("ignore", FutureWarning)
+            distances.append(float(metric(*pair, include_background=True, spacing=spacing, **options)))
     return torch.tensor(distances, dtype=torch.float64)
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from shared.errors import report_input_errors
 from shared.data.pairs import PairDataset
+from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator
 from shared.handlers import TrainingLog
 

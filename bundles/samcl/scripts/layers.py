@@ -10,7 +10,6 @@ from torch import Tensor, nn
 __all__ = ["Conv3", "LargeKernelBlock"]
 
 
-
 class Conv3(nn.Module):
     """Convolution with kernel 3 and "same" padding.
 
@@ -67,7 +66,9 @@ class LargeKernelBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the shape of ``x``."""
         b1, b3, b5 = self.conv1.bias, self.conv3.bias, self.conv5.bias
-        assert b1 is not None and b3 is not None and b5 is not None  # for TorchScript
+        assert b1 is not None
+        assert b3 is not None
+        assert b5 is not None  # TorchScript asks: nn.Conv types its bias as optional
         bias = b1 + b3 + b5
         kernel = self.conv5.weight + F.pad(self.conv3.weight, [1] * (2 * self.spatial_dims))
         kernel = kernel + F.pad(self.conv1.weight + self.identity, [2] * (2 * self.spatial_dims))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,8 @@ class ReservoirMemory:
                 return False
         entry: tuple[int, Sample | None] = (number, _compact(sample))
         if self.on_disk:
-            entry = (number, self._write(number, entry[1]))
+            self._write(*entry)
+            entry = (number, None)
         if slot == len(self._slots):
             self._slots.append(entry)
         else:

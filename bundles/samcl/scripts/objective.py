@@ -96,13 +96,16 @@ class RegistrationObjective(nn.Module):
             "folding": folding,
         }
         self.metric, self.window, self.label_sigma, self.steps = metric, window, label_sigma, steps
-        self.image_loss = {"lncc": lambda: LocalNCCLoss(window), "mind": MINDSSCLoss, "mi": GlobalMutualInformationLoss}[
-            metric
-        ]()
+        self.image_loss = {
+            "lncc": lambda: LocalNCCLoss(window),
+            "mind": MINDSSCLoss,
+            "mi": GlobalMutualInformationLoss,
+        }[metric]()
         self.dice, self.distance = SoftDiceLoss(), LandmarkLoss()
         self.bending, self.membrane, self.folding = BendingEnergyLoss(), MembraneEnergyLoss(), FoldingLoss()
 
     def extra_repr(self) -> str:
+        """Return the options that decide the loss."""
         return f"{self.weights}, {self.metric}, {self.window}, {self.label_sigma}, {self.steps}"
 
     def prepare(self, sample: Sample, device: torch.device) -> Sample:

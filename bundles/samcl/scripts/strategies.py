@@ -81,9 +81,7 @@ class SAMCL(Strategy):
         ValueError: ``beta`` outside [0, 1].
     """
 
-    def __init__(
-        self, memory: ReservoirMemory, rho: float = 0.05, adaptive: bool = True, beta: float = 0.25
-    ) -> None:
+    def __init__(self, memory: ReservoirMemory, rho: float = 0.05, adaptive: bool = True, beta: float = 0.25) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"found beta {beta}, expected 0 to 1")
         self.memory: ReservoirMemory = memory

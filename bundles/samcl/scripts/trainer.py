@@ -258,7 +258,9 @@ class ContinualTrainer(SupervisedTrainer):
             return
         previous = RunDirectory(source, self.rank) if source.is_dir() else None
         if previous is None or not previous.is_done():
-            raise InputError(f"{source}: found no complete run (model.pt with done.json); expected a run_dir or weights")
+            raise InputError(
+                f"{source}: found no complete run (model.pt with done.json); expected a run_dir or weights"
+            )
         load_weights(self.network, previous.model)
         state = load_tensors(previous.state)
         options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
@@ -296,5 +298,3 @@ class ContinualTrainer(SupervisedTrainer):
     def _barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
-
-
