@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +35,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); expected a writable folder with free space"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder itself is unusable, so is its temporary file: the error above says so already.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -53,13 +55,15 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or no JSON; the message names file, line and column.
+        InputError: the file is missing, unreadable or no JSON; the message names file, line and column.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; expected a JSON file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); expected a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: malformed JSON ({error}); expected a valid JSON document") from error
 

@@ -81,7 +81,8 @@ class RunDirectory:
         """
         record = self.path / "settings.json"
         if self.state.exists() or self.done.exists():
-            old, new = _flat(read_json(record)), _flat(settings)
+            # Through JSON, as the record went: a tuple comes back as a list.
+            old, new = _flat(read_json(record)), _flat(json.loads(json.dumps(settings)))
             changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             if changed:
                 listed = "; ".join(f"{k}: found {old.get(k)}, asked for {new.get(k)}" for k in changed[:6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -41,10 +42,11 @@ def _checked_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacin
     if any(s <= 0 or not np.isfinite(s) for s in spacing[:dims]):
         raise InputError(f"{path}: found voxel spacing {spacing[:dims]} mm, expected every spacing above zero")
     small = np.eye(dims + 1)
-    small[:dims, :dims], small[:dims, dims] = affine[:dims, :dims], affine[:dims, 3]
+    small[:dims, :dims], small[:dims, dims] = affine[:dims, :dims], affine[:dims, -1]
     scale = float(np.prod(np.linalg.norm(small[:dims, :dims], axis=0)))
     if not np.isfinite(small).all() or scale == 0 or abs(np.linalg.det(small[:dims, :dims])) < 1e-6 * scale:
-        raise InputError(f"{path}: found a singular affine {small[:dims].tolist()}, expected an invertible one")
+        expected = "an invertible one" if dims == 3 else "an invertible one (a 2D image lies in the plane x, y)"
+        raise InputError(f"{path}: found a singular affine {small[:dims].tolist()}, expected {expected}")
     return Grid(tuple(int(n) for n in shape), small)
 
 
@@ -77,14 +79,17 @@ def _read_voxels(path: Path, spatial_dims: int) -> tuple[Tensor, Grid]:
         # NIfTI goes through nibabel: its float64 affine is exact, and a truncated file is an error.
         reader = "NibabelReader" if _is_nifti(path) else "ITKReader"
         loaded = LoadImage(reader=reader, image_only=True, dtype=None)(path)
-        voxels = torch.as_tensor(np.asarray(loaded))
+        array = np.asarray(loaded)
+        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+            array = array.astype(np.int64)  # torch has few functions for wide unsigned integers
+        voxels = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
     except Exception as error:
         raise InputError(
             f"{path}: its voxels cannot be read ({_short(error)}); expected a complete image file"
         ) from error
     if grid is None:
         affine = np.asarray(loaded.affine, dtype=np.float64)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        spacing = np.linalg.norm(affine[:-1, :-1], axis=0).tolist()
         grid = _checked_grid(path, tuple(voxels.shape), affine, spacing, spatial_dims)
     if voxels.dtype.is_complex or voxels.numel() != int(np.prod(grid.shape)):
         raise InputError(
@@ -126,6 +131,13 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
     voxels, grid = _read_voxels(path, spatial_dims)
     if grid.shape != image_grid.shape:
         raise InputError(f"{path}: found a {role} of size {grid.shape}, expected its image's size {image_grid.shape}")
+    shift = np.linalg.inv(image_grid.affine) @ grid.affine - np.eye(spatial_dims + 1)
+    if (np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max() > 1:
+        warnings.warn(
+            f"{path}: this {role} lies elsewhere in the world than its image; it is taken voxel by voxel on the "
+            "image's grid",
+            stacklevel=2,
+        )
     if not bool(torch.isfinite(voxels.double()).all()):
         raise InputError(f"{path}: found NaN or infinite values in a {role}, expected whole numbers")
     if voxels.is_floating_point():

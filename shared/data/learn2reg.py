@@ -49,15 +49,47 @@ def _items(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, s
     """Return the items of a section; two-modality sets may group them by modality index."""
     section = content.get(key, [])
     if isinstance(section, Mapping):
-        section = [item for group in section.values() for item in group]
-    if not isinstance(section, list) or any(not isinstance(i, Mapping) or "image" not in i for i in section):
+        section = [item for group in section.values() for item in (group if isinstance(group, list) else [group])]
+    if not isinstance(section, list) or not all(
+        isinstance(i, Mapping) and isinstance(i.get("image"), str) for i in section
+    ):
         raise InputError(f"{path}: '{key}' is not a list of {{'image': ...}} entries, as Learn2Reg writes them")
     return [dict(item) for item in section]
 
 
-def _modality(content: Mapping[str, Any], image: str) -> str:
+def _entries(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, str]]:
+    """Return the pairs of a section as ``{fixed, moving}``; AbdomenMRCT names the two by modality index instead."""
+    section = content.get(key) or []
+    direction = _direction(content, path)
+    entries = []
+    for entry in section if isinstance(section, list) else [section]:
+        found = dict(entry) if isinstance(entry, Mapping) else {}
+        names = {side: found.get(side, found.get(str(direction[side]))) for side in ("fixed", "moving")}
+        if not all(isinstance(name, str) for name in names.values()):
+            raise InputError(f"{path}: '{key}' holds {entry!r}, expected {{'fixed': ..., 'moving': ...}}")
+        entries.append({**found, **names})
+    return entries
+
+
+def _direction(content: Mapping[str, Any], path: Path) -> dict[str, int]:
+    direction = content.get("registration_direction") or {"fixed": 0, "moving": 1}
+    try:
+        return {side: int(direction[side]) for side in ("fixed", "moving")}
+    except (TypeError, KeyError, ValueError):
+        raise InputError(
+            f"{path}: 'registration_direction' is {direction!r}, expected {{'fixed': 0, 'moving': 1}}"
+        ) from None
+
+
+def _modalities(content: Mapping[str, Any], path: Path) -> dict[str, str]:
+    modality = content.get("modality") or {}
+    if not isinstance(modality, Mapping):
+        raise InputError(f"{path}: 'modality' is {modality!r}, expected names by index as in {{'0': 'MR', '1': 'CT'}}")
+    return {str(k): str(v).lower() for k, v in modality.items()}
+
+
+def _modality(names: Mapping[str, str], image: str) -> str:
     """Learn2Reg names end in _0000, _0001: the index into `modality`. Single-modality sets list one entry."""
-    names = {str(k): str(v).lower() for k, v in dict(content.get("modality", {})).items()}
     stem = Path(image).name.split(".")[0].rsplit("_", 1)[-1]
     index = str(int(stem)) if stem.isdigit() else "0"
     name = names.get(index, names.get("0", ""))
@@ -69,7 +101,9 @@ class _Folder:
 
     def __init__(self, json_path: Path, content: Mapping[str, Any]) -> None:
         self.root, self.json_path, self.content = json_path.parent, json_path, content
-        self.items = {}
+        self.modalities = _modalities(content, json_path)
+        self.items: dict[str, dict[str, str]] = {}
+        self._sides: dict[str, Pair] = {}  # OASIS makes 155,000 pairs of 394 images
         for key in ("training", "test"):
             self.items.update({self._name(item["image"]): item for item in _items(content, key, json_path)})
 
@@ -86,59 +120,67 @@ class _Folder:
             raise InputError(f"{path}: no such file; {self.json_path} names it as {role}")
         return str(path)
 
-    def side(self, side: str, image: str) -> Pair:
-        entry = self.items.get(self._name(image), {"image": image})
-        found: Pair = {f"{side}_image": self.file(entry["image"], "image")}
-        found[f"{side}_modality"] = _modality(self.content, image)
-        for role in ("label", "mask"):
-            if entry.get(role):
-                found[f"{side}_{role}"] = self.file(entry[role], role)
-        keypoints = next((v for k, v in entry.items() if k.startswith("keypoints") and v), None)
-        if keypoints:
-            found[f"{side}_points"] = self.file(keypoints, "keypoints")
-        return found
+    def knows(self, image: str) -> bool:
+        """Whether an image is listed, or at least there."""
+        return self._name(image) in self.items or (self.root / image).is_file()
+
+    def _side(self, image: str) -> Pair:
+        if image not in self._sides:
+            entry = self.items.get(self._name(image), {"image": image})
+            found: Pair = {"image": self.file(entry["image"], "image"), "modality": _modality(self.modalities, image)}
+            for role in ("label", "mask"):
+                if entry.get(role):
+                    found[role] = self.file(entry[role], role)
+            keypoints = next((v for k, v in entry.items() if k.startswith("keypoints") and v), None)
+            if keypoints:
+                found["points"] = self.file(keypoints, "keypoints")
+            self._sides[image] = found
+        return self._sides[image]
 
     def pair(self, fixed: str, moving: str, **extra: Any) -> Pair:
-        return {**self.side("fixed", fixed), **self.side("moving", moving), **extra}
+        pair = {f"fixed_{k}": v for k, v in self._side(fixed).items()}
+        pair.update({f"moving_{k}": v for k, v in self._side(moving).items()})
+        return {**pair, **extra}
 
 
 def _named_pairs(folder: _Folder, key: str) -> list[Pair]:
     pairs = []
-    for entry in folder.content.get(key) or []:
-        if not isinstance(entry, Mapping) or not {"fixed", "moving"} <= set(entry):
-            raise InputError(f"{folder.json_path}: '{key}' holds {entry!r}, expected {{'fixed': ..., 'moving': ...}}")
+    for entry in _entries(folder.content, key, folder.json_path):
         extra = {"truth": folder.file(entry["truth"], "truth")} if "truth" in entry else {}
         pairs.append(folder.pair(entry["fixed"], entry["moving"], **extra))
     return pairs
 
 
-def _held_out(content: Mapping[str, Any]) -> set[str]:
-    entries = [entry for key in (_SPLITS["val"], _SPLITS["test"]) for entry in content.get(key) or []]
+def _held_out(folder: _Folder) -> set[str]:
+    keys = (_SPLITS["val"], _SPLITS["test"])
+    entries = [entry for key in keys for entry in _entries(folder.content, key, folder.json_path)]
     return {Path(entry[side]).name for entry in entries for side in ("fixed", "moving")}
 
 
 def _training_pairs(folder: _Folder, with_self: bool, hold_out: bool = True) -> list[Pair]:
     """Pair the training images that no validation or test pair uses, as the dataset's `pairings` asks."""
-    content = folder.content
-    held_out = _held_out(content) if hold_out else set()
-    paired = [
-        folder.pair(entry["fixed"], entry["moving"])
-        for entry in content.get("training_paired_images") or []
-        if not {Path(entry["fixed"]).name, Path(entry["moving"]).name} & held_out
-    ]
-    if content.get("pairings") == "paired":
-        return paired
-    names = [i["image"] for i in _items(content, "training", folder.json_path) if Path(i["image"]).name not in held_out]
-    modalities = dict(content.get("modality", {}))
-    if len({str(v) for v in modalities.values()}) > 1:
-        # Two modalities: the direction of the dataset decides which of them is fixed.
-        direction = content.get("registration_direction", {"fixed": 0, "moving": 1})
-        sides = {
-            side: [n for n in names if Path(n).name.split(".")[0].endswith(f"_{int(direction[side]):04d}")]
-            for side in ("fixed", "moving")
-        }
-        return paired + [folder.pair(f, m) for f, m in itertools.product(sides["fixed"], sides["moving"])]
-    return [folder.pair(f, m) for f, m in itertools.product(names, names) if with_self or f != m]
+    content, path = folder.content, folder.json_path
+    held_out = _held_out(folder) if hold_out else set()
+    listed = [(entry["fixed"], entry["moving"]) for entry in _entries(content, "training_paired_images", path)]
+    # Released files misspell some names (NLST_00101, AbdomenMRCT_A0005).
+    unknown = [name for names in listed for name in names if not folder.knows(name)]
+    if unknown:
+        warnings.warn(
+            f"{path}: 'training_paired_images' names {', '.join(unknown[:4])}, not listed under 'training' and not "
+            "there; these pairs are left out",
+            stacklevel=3,
+        )
+    pairs = [names for names in listed if not {Path(n).name for n in names} & held_out and not {*names} & {*unknown}]
+    if content.get("pairings") != "paired":
+        images = [i["image"] for i in _items(content, "training", path) if Path(i["image"]).name not in held_out]
+        if len(set(folder.modalities.values())) > 1:
+            # Two modalities: the direction of the dataset decides which of them is fixed.
+            sides = (f"_{index:04d}" for index in _direction(content, path).values())
+            fixed, moving = ([n for n in images if Path(n).name.split(".")[0].endswith(side)] for side in sides)
+            pairs += itertools.product(fixed, moving)
+        else:
+            pairs += [(f, m) for f, m in itertools.product(images, images) if with_self or f != m]
+    return [folder.pair(fixed, moving) for fixed, moving in dict.fromkeys(pairs)]
 
 
 def read_pairs(dataset_dir: str | Path, task: str, split: str = "train", with_self: bool = False) -> list[Pair]:
@@ -203,7 +245,7 @@ def pairs_of_items(data: Sequence[Mapping[str, Any]], task: str = "images") -> l
 
 def label_names(dataset_dir: str | Path, task: str) -> dict[int, str]:
     """Return label value -> name from the JSON, without the background; empty where it lists none."""
-    labels = dict(read_json(find_task(dataset_dir, task)).get("labels") or {})
+    labels = read_json(find_task(dataset_dir, task)).get("labels") or {}
     groups = [v for v in labels.values() if isinstance(v, Mapping)] or [labels]
     names = {int(k): str(v) for group in groups for k, v in group.items() if str(k).isdigit()}
     return {k: v for k, v in sorted(names.items()) if k > 0}

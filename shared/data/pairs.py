@@ -103,6 +103,14 @@ def prepare_item(entry: Mapping[str, Any]) -> Sample:
     return item
 
 
+def _check_lattice(size: Sequence[int], spacing_mm: Sequence[float] | None) -> None:
+    """Raise InputError unless size, and spacing where given, describe a lattice in 2D or 3D."""
+    if len(size) not in (2, 3) or any(int(n) != n or n < 1 for n in size):
+        raise InputError(f"found spatial_size {list(size)}, expected two or three whole numbers above zero")
+    if spacing_mm is not None and (len(spacing_mm) != len(size) or not all(s > 0 for s in spacing_mm)):
+        raise InputError(f"found spacing_mm {list(spacing_mm)}, expected {len(size)} numbers above zero, one an axis")
+
+
 def _unwrap(error: BaseException) -> BaseException:
     """Dig out the InputError that MONAI's transform runner has wrapped."""
     cause: BaseException | None = error
@@ -143,9 +151,11 @@ class PairDataset(Dataset):
         progress: bool = False,
     ) -> None:
         self.pairs = pairs_of_items(data)
+        _check_lattice(spatial_size, spacing_mm)
         self.size, self.spacing_mm, self.ct_window = tuple(spatial_size), spacing_mm, ct_window
         self.mask_as_label = mask_as_label
         self._headers: dict[str, Grid] = {}
+        self._network_grids: dict[str, Grid] = {}
         self._entries: dict[tuple, int] = {}
         entries: list[dict[str, Any]] = []
         self._index = [tuple(self._entry(pair, side, entries) for side in ("fixed", "moving")) for pair in self.pairs]
@@ -161,10 +171,17 @@ class PairDataset(Dataset):
             self._headers[path] = read_grid(path, len(self.size))
         return self._headers[path]
 
+    def _network_grid(self, fixed_image: str) -> Grid:
+        if fixed_image not in self._network_grids:
+            self._network_grids[fixed_image] = network_grid(self._grid(fixed_image), self.size, self.spacing_mm)
+        return self._network_grids[fixed_image]
+
     def _entry(self, pair: Mapping[str, Any], side: str, entries: list[dict[str, Any]]) -> int:
         """Register one side of a pair for reading; the same image on the same grid is read once."""
-        grid = network_grid(self._grid(pair["fixed_image"]), self.size, self.spacing_mm)
-        label = pair.get(f"{side}_label") or (pair.get(f"{side}_mask") if self.mask_as_label else None)
+        grid = self._network_grid(pair["fixed_image"])
+        label = pair.get(f"{side}_label")
+        if self.mask_as_label and not pair.get("fixed_label") and not pair.get("moving_label"):
+            label = pair.get(f"{side}_mask")
         files = {"image": pair[f"{side}_image"], "label": label, "mask": pair.get(f"{side}_mask")}
         self._grid(files["image"])
         key = (*files.values(), grid.key)
@@ -184,7 +201,7 @@ class PairDataset(Dataset):
         except RuntimeError as error:
             raise _unwrap(error) from None
         grids = {side: self._grid(pair[f"{side}_image"]) for side in ("fixed", "moving")}
-        grids["network"] = network_grid(grids["fixed"], self.size, self.spacing_mm)
+        grids["network"] = self._network_grid(pair["fixed_image"])
         if not bool(moving["mask"].any()):
             raise InputError(
                 f"{pair['moving_image']}: does not overlap with {pair['fixed_image']}: found the boxes "

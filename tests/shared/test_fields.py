@@ -145,6 +145,13 @@ def test_inverse_reports_what_it_could_not_do():
     assert residual[1] == 0
 
 
+def test_inverse_keeps_the_best_value_where_it_diverges():
+    ddf = linear([[9.0, 0.0], [0.0, 1.0]], (21, 21))
+    inverse, residual = invert(ddf, iterations=7)
+    assert residual.item() == pytest.approx(longest(compose(ddf, inverse)))
+    assert residual <= longest(ddf)
+
+
 def test_inverse_carries_no_gradient():
     ddf = torch.ones(1, 2, 5, 5, requires_grad=True)
     inverse, residual = invert(ddf, iterations=3)
