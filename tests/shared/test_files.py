@@ -123,5 +123,3 @@ def test_writable_dir_names_what_is_in_the_way(tmp_path, name):
     with pytest.raises(InputError, match=rf"{name}: cannot be written .*expected a writable folder"):
         writable_dir(tmp_path / name)
     assert (tmp_path / "plain").read_text() == "x"
-
-

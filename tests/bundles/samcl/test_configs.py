@@ -165,7 +165,12 @@ def test_two_ranks_train_one_model(data, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_ports()}", "-m", "monai.bundle"]
     options = command("training", ("train", "smoke", "multi_gpu_train"), dataset_dir=data, run_dir=tmp_path / "run")
     result = subprocess.run(
-        [sys.executable, *launcher, *options[3:]], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, *launcher, *options[3:]],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("pairs never trained on") == 1  # one writer

@@ -251,7 +251,12 @@ def test_scheduler_steps_with_the_iterations_and_resumes(tmp_path):
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
         return make_trainer(
-            tmp_path / folder, Sequential(), network=network, optimizer=optimizer, scheduler=scheduler, max_epochs=epochs
+            tmp_path / folder,
+            Sequential(),
+            network=network,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            max_epochs=epochs,
         )
 
     made = trainer("a", 2)
