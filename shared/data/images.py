@@ -61,7 +61,10 @@ def read_grid(path: str | Path, spatial_dims: int = 3) -> Grid:
         return read_image(path, spatial_dims)[1]
     try:
         header = nib.load(path)
-        shape, zooms = header.shape, [float(z) for z in header.header["pixdim"][1 : 1 + spatial_dims]]
+        with nib.openers.ImageOpener(path) as stream:
+            # As written: nibabel's own check turns a spacing of zero into one.
+            raw = type(header.header).from_fileobj(stream, check=False)
+        shape, zooms = header.shape, [abs(float(z)) for z in raw["pixdim"][1 : 1 + spatial_dims]]
         affine = np.asarray(header.affine, dtype=np.float64)
     except Exception as error:
         raise InputError(f"{path}: not readable as an image ({_short(error)}); expected a NIfTI file") from error
@@ -76,10 +79,13 @@ def _short(error: BaseException) -> str:
 def _read_voxels(path: Path, spatial_dims: int) -> tuple[Tensor, Grid]:
     grid = read_grid(path, spatial_dims) if _is_nifti(path) else None
     try:
-        # NIfTI goes through nibabel: its float64 affine is exact, and a truncated file is an error.
-        reader = "NibabelReader" if _is_nifti(path) else "ITKReader"
-        loaded = LoadImage(reader=reader, image_only=True, dtype=None)(path)
-        array = np.asarray(loaded)
+        # NIfTI goes through nibabel: its float64 affine is exact, a truncated file is an error, and unlike
+        # MONAI's LoadImage it leaves foreign byte orders to us.
+        if grid is not None:
+            array = np.asarray(nib.load(path).dataobj)
+        else:
+            loaded = LoadImage(reader="ITKReader", image_only=True, dtype=None)(path)
+            array = np.asarray(loaded)
         if array.dtype.kind == "u" and array.dtype.itemsize > 1:
             array = array.astype(np.int64)  # torch has few functions for wide unsigned integers
         voxels = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
@@ -164,7 +170,7 @@ def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
     path = _existing(path, "keypoint")
     try:
         points = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise InputError(
             f"{path}: not readable as points ({_short(error)}); expected comma separated numbers"
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset
-from monai.transforms import ScaleIntensityRange, ScaleIntensityRangePercentiles
+from monai.transforms import ScaleIntensityRange, ScaleIntensityRangePercentiles, Transform
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -95,12 +95,21 @@ def prepare_item(entry: Mapping[str, Any]) -> Sample:
     mask = torch.ones_like(voxels)
     if entry.get("mask"):
         mask = (read_label(entry["mask"], source, dims, role="mask") > 0).float()
+        if not bool(mask.any()):
+            raise InputError(f"{entry['mask']}: found an empty mask, expected voxels above zero where the image counts")
     item["mask"] = place(mask, "nearest").to(torch.uint8)
     label = entry.get("label") or None
     if label:
         item["label"] = place(read_label(label, source, dims).float(), "nearest").to(torch.int16)
         item["labels"] = [int(v) for v in torch.unique(item["label"]) if v > 0]
     return item
+
+
+class _PrepareItem(Transform):
+    """:func:`prepare_item` for MONAI, whose ``CacheDataset`` keeps the results of ``Transform`` objects only."""
+
+    def __call__(self, data: Mapping[str, Any]) -> Sample:
+        return prepare_item(data)
 
 
 def _check_lattice(size: Sequence[int], spacing_mm: Sequence[float] | None) -> None:
@@ -134,6 +143,7 @@ class PairDataset(Dataset):
         ct_window: HU window for CT; ``None`` tells chest from the rest by itself.
         cache_num: how many images stay in memory.
         mask_as_label: use the mask as label where a pair has no label map (lung CT).
+        mask_images: set both images to zero outside their masks.
         progress: show a bar while images are read.
 
     Raises:
@@ -148,12 +158,13 @@ class PairDataset(Dataset):
         ct_window: Sequence[float] | None = None,
         cache_num: int = 256,
         mask_as_label: bool = True,
+        mask_images: bool = False,
         progress: bool = False,
     ) -> None:
         self.pairs = pairs_of_items(data)
         _check_lattice(spatial_size, spacing_mm)
         self.size, self.spacing_mm, self.ct_window = tuple(spatial_size), spacing_mm, ct_window
-        self.mask_as_label = mask_as_label
+        self.mask_as_label, self.mask_images = mask_as_label, mask_images
         self._headers: dict[str, Grid] = {}
         self._network_grids: dict[str, Grid] = {}
         self._entries: dict[tuple, int] = {}
@@ -161,7 +172,12 @@ class PairDataset(Dataset):
         self._index = [tuple(self._entry(pair, side, entries) for side in ("fixed", "moving")) for pair in self.pairs]
         try:
             self._items = CacheDataset(
-                entries, transform=prepare_item, cache_num=cache_num, copy_cache=False, progress=progress, num_workers=1
+                entries,
+                transform=_PrepareItem(),
+                cache_num=cache_num,
+                copy_cache=False,
+                progress=progress,
+                num_workers=1,
             )
         except RuntimeError as error:
             raise _unwrap(error) from None
@@ -214,10 +230,21 @@ class PairDataset(Dataset):
             if points:
                 raw = read_points(points, len(self.size))
                 sample[f"{side}_points"] = points_to_grid(raw, grids[side], grids["network"])
+            if self.mask_images:
+                sample[f"{side}_image"] = sample[f"{side}_image"] * sample[f"{side}_mask"]
         if "labels" in fixed and "labels" in moving:
             sample["labels"] = sorted(set(fixed["labels"]) | set(moving["labels"]))
         self._check_points(sample)
         return sample
+
+    def check(self) -> None:
+        """Look at every pair once, so that bad input is found before work begins.
+
+        Raises:
+            InputError: as :meth:`__getitem__`.
+        """
+        for index in range(len(self)):
+            self[index]
 
     @staticmethod
     def _check_points(sample: Sample) -> None:

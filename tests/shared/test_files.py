@@ -41,9 +41,14 @@ def test_a_path_below_a_file_is_named(tmp_path, writer):
 def test_an_exception_while_writing_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as part:
-        part.write_text("half")
-        raise ZeroDivisionError
+
+    def die_in_the_middle() -> None:
+        with atomic_path(path) as part:
+            part.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        die_in_the_middle()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

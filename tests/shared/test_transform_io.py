@@ -223,7 +223,7 @@ def itk_resampled(folder, field_file: str, d: int) -> np.ndarray:
     read = itk.imread(str(folder / field_file), itk.Vector[itk.F, d])
     # ITK's Python reads single precision vectors and resamples with double precision ones.
     wide = np.ascontiguousarray(itk.array_view_from_image(read), dtype=np.float64)
-    field = itk.PyBuffer[itk.Image[itk.Vector[itk.D, d], d]].GetImageFromArray(wide, is_vector=True)
+    field = itk.image_view_from_array(wide, ttype=itk.Image[itk.Vector[itk.D, d], d])
     field.CopyInformation(read)
     transform = itk.DisplacementFieldTransform[itk.D, d].New()
     transform.SetDisplacementField(field)

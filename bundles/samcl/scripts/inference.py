@@ -24,7 +24,7 @@ from shared.warp import warp
 __all__ = ["load_pairs", "register_files"]
 
 
-def load_pairs(dataset_dir: str | Path, task: str, split: str) -> list[dict[str, Any]]:
+def load_pairs(dataset_dir: str | Path, task: str, split: str, with_self: bool = False) -> list[dict[str, Any]]:
     """Return the pairs of a Learn2Reg task; an embedded task is written first where it is missing.
 
     Raises:
@@ -36,7 +36,7 @@ def load_pairs(dataset_dir: str | Path, task: str, split: str) -> list[dict[str,
     elif not Path(dataset_dir).is_dir():
         embedded = ", ".join(REGISTRATION_TASKS)
         raise InputError(f"{dataset_dir}: no such folder, so no task '{task}'; known without data: {embedded}")
-    return read_pairs(dataset_dir, task, split)
+    return read_pairs(dataset_dir, task, split, with_self)
 
 
 def _sample_pair(dataset_dir: str | Path, task: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Strategy:
         """Get ready for a task, with weights, moments and memory of the earlier ones in place."""
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Do one iteration on the prepared samples of the current task; return the loss parts by name."""
+        """Do one iteration on samples of the current task; return the loss parts by name."""
         raise NotImplementedError
 
     def end_task(self, trainer: ContinualTrainer) -> None:
@@ -58,7 +58,7 @@ class Sequential(Strategy):
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do one optimizer step on the batch."""
-        parts = trainer.backward(samples)
+        parts = trainer.backward([trainer.prepare(s) for s in samples])
         trainer.optimizer.step()
         return parts
 
@@ -92,7 +92,7 @@ class SAMCL(Strategy):
         sam = SAM(trainer.optimizer, self.rho, self.adaptive)
         weights = [p for p in trainer.network.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in weights]
-        seen = [self._sam_step(sam, trainer, [sample]) for sample in samples]
+        seen = [self._sam_step(sam, trainer, [trainer.prepare(sample)]) for sample in samples]
         for sample in samples:
             self.memory.offer(sample, trainer.generator)
         replayed = [trainer.prepare(s) for s in self.memory.draw(len(samples), trainer.generator)]

@@ -182,7 +182,7 @@ class ContinualTrainer(SupervisedTrainer):
         self.network.train()
         text = f"{self.seed} {self.task} {self.state.iteration} {self.rank}"
         self.generator.manual_seed(zlib.crc32(text.encode()))
-        parts = self.strategy.step(self, [self.prepare(sample) for sample in batchdata])
+        parts = self.strategy.step(self, batchdata)
         if self.scheduler is not None:
             self.scheduler.step()
         engine.state.output = parts

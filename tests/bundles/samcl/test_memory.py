@@ -107,7 +107,7 @@ def test_an_older_index_stays_readable_until_prune(tmp_path):
     assert numbers(killed) == [0, 1]
     memory.prune()
     assert len(list(tmp_path.glob("*.npz"))) == 2
-    with pytest.raises(InputError, match="pair_0000000.npz"):
+    with pytest.raises(InputError, match=r"pair_0000000\.npz"):
         ReservoirMemory(2).load(tmp_path, old)
 
 

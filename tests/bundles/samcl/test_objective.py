@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer, stack_pairs
+from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer, half_deformations, stack_pairs
 from shared.fields import compose, exponentiate
 from shared.losses import BendingEnergyLoss, LandmarkLoss, LocalNCCLoss, MembraneEnergyLoss
 from shared.warp import warp, warp_points
@@ -144,3 +144,11 @@ def test_points_move_as_by_the_whole_deformation():
 def test_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="'ssd'"):
         RegistrationObjective(metric="ssd")
+
+
+def test_coarse_integration_is_close_for_smooth_velocities():
+    dvf = smooth(7, 3, size=24, scale=0.8)
+    fine, coarse = half_deformations(dvf, 5), half_deformations(dvf, 5, downsize=2)
+    for a, b in zip(fine, coarse, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().mean() < 0.1 * a.abs().mean()

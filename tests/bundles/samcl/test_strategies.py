@@ -15,7 +15,7 @@ from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same
 
 def one_iteration(trainer, pairs: TinyPairs, indices: list[int]) -> dict[str, torch.Tensor]:
     trainer.generator.manual_seed(3)
-    return trainer.strategy.step(trainer, [trainer.prepare(pairs[i]) for i in indices])
+    return trainer.strategy.step(trainer, [pairs[i] for i in indices])
 
 
 def by_hand(pairs: TinyPairs, indices: list[int], rho: float, beta: float) -> dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def by_hand(pairs: TinyPairs, indices: list[int], rho: float, beta: float) -> di
         norm = torch.sqrt(sum(((p.detach().abs() * x) ** 2).sum() for p, x in zip(parameters, g, strict=True)))
         with torch.no_grad():
             for p, x in zip(parameters, g, strict=True):
-                p += rho * p**2 * x / norm
+                p.add_(rho * p**2 * x / norm)
         climbed = gradient(samples)
         with torch.no_grad():
             for p, old in zip(parameters, before, strict=True):
@@ -103,7 +103,7 @@ def test_rho_zero_beta_one_is_plain_optimisation_with_replay(tmp_path):
     one_iteration(plain, pairs, [2])
     stored = ReservoirMemory(1)
     stored.offer(pairs[2], plain.generator)
-    plain.strategy.step(plain, [plain.prepare(s) for s in stored.draw(1, plain.generator)])
+    plain.strategy.step(plain, stored.draw(1, plain.generator))
     assert same(weights(trainer), weights(plain))
 
 

@@ -214,8 +214,8 @@ def test_a_model_of_another_architecture_is_refused(tmp_path):
     network = make_network(channels=4)
     with pytest.raises(InputError, match=r"model.pt: holds a model of another architecture.*found \(.*expected \("):
         make_trainer(tmp_path / "second", network=network, init_from=tmp_path / "first").run()
+    (tmp_path / "broken.pt").write_bytes(b"PK not a torch file")
     with pytest.raises(InputError, match="not readable as weights"):
-        (tmp_path / "broken.pt").write_bytes(b"PK not a torch file")
         load_weights(network, tmp_path / "broken.pt")
 
 
