@@ -42,6 +42,12 @@ def save(path: Path, array: np.ndarray, matrix: np.ndarray | None = None) -> Pat
     return path
 
 
+def write_pair(folder: Path) -> dict[str, str]:
+    """Write ``fixed.nii.gz`` and ``moving.nii.gz`` on one grid; returns them as a pair of files."""
+    sides = enumerate(("fixed", "moving"))
+    return {f"{side}_image": str(save(folder / f"{side}.nii.gz", blobs(seed=seed))) for seed, side in sides}
+
+
 def item(name: str, *roles: str, split: str = "Tr", keypoints: str = ".csv") -> dict[str, str]:
     suffix = {"keypoints": keypoints}
     folders = {"image": "images", "label": "labels", "mask": "masks", "keypoints": "keypoints"}

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.transforms import LoadImage
+from nibabel.openers import ImageOpener
 from torch import Tensor
 
 from ..errors import InputError
@@ -61,7 +62,7 @@ def read_grid(path: str | Path, spatial_dims: int = 3) -> Grid:
         return read_image(path, spatial_dims)[1]
     try:
         header = nib.load(path)
-        with nib.openers.ImageOpener(path) as stream:
+        with ImageOpener(path) as stream:
             # As written: nibabel's own check turns a spacing of zero into one.
             raw = type(header.header).from_fileobj(stream, check=False)
         shape, zooms = header.shape, [abs(float(z)) for z in raw["pixdim"][1 : 1 + spatial_dims]]
