@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data.images import read_label, read_points
-from .data.pairs import PairDataset, Sample
+from .data.pairs import PairDataset, Sample, label_file
 from .files import save_json, writable_dir
 from .handlers import write_csv
 from .metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
@@ -85,11 +85,11 @@ def score_pair(sample: Sample, ddf: Tensor) -> dict[str, float]:
     dims = len(fixed.shape)
     fields = {"": to_native(ddf, grids["network"], fixed, moving)}
     fields["_before"] = to_native(torch.zeros_like(ddf), grids["network"], fixed, moving)
-    files = [pair.get(f"{side}_label") or pair.get(f"{side}_mask") for side in ("fixed", "moving")]
+    fixed_label, moving_label = label_file(pair, "fixed"), label_file(pair, "moving")
     row: dict[str, float] = {}
-    if all(files):
-        reference = read_label(files[0], fixed, dims)[0]
-        source = read_label(files[1], moving, dims)[None].float()
+    if fixed_label and moving_label:
+        reference = read_label(fixed_label, fixed, dims)[0]
+        source = read_label(moving_label, moving, dims)[None].float()
         for suffix, (_, total) in fields.items():
             warped = warp(source, total, mode="nearest")[0, 0].to(torch.int16)
             row.update({k + suffix: v for k, v in _label_scores(warped, reference, fixed.spacing_mm).items()})

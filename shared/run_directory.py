@@ -33,13 +33,16 @@ class RunDirectory:
     Args:
         path: made when missing.
         rank: of this process; rank 0 is the writer of what all share.
+        read_only: leave the folder as it is: the run of an earlier task.
 
     Raises:
         InputError: the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path, rank: int = 0) -> None:
+    def __init__(self, path: str | Path, rank: int = 0, read_only: bool = False) -> None:
         self.path, self.rank = Path(path), rank
+        if read_only:
+            return
         writable_dir(self.path)
         for leftover in self.path.rglob(".tmp-*"):
             if rank == 0:

@@ -19,7 +19,7 @@ from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
 from .learn2reg import pairs_of_items
 
-__all__ = ["PairDataset", "Sample", "normalise", "prepare_item"]
+__all__ = ["PairDataset", "Sample", "label_file", "normalise", "prepare_item"]
 
 Sample = dict[str, Any]
 
@@ -69,6 +69,12 @@ def _anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
     if not sigma.any():
         return image
     return torch.from_numpy(gaussian_filter(image[0].numpy(), sigma, truncate=3))[None]
+
+
+def label_file(pair: Mapping[str, Any], side: str) -> str | None:
+    """Return a side's label map; its mask where neither side has a label, so that like is compared with like."""
+    role = "label" if pair.get("fixed_label") or pair.get("moving_label") else "mask"
+    return pair.get(f"{side}_{role}") or None
 
 
 def prepare_item(entry: Mapping[str, Any]) -> Sample:
@@ -195,9 +201,7 @@ class PairDataset(Dataset):
     def _entry(self, pair: Mapping[str, Any], side: str, entries: list[dict[str, Any]]) -> int:
         """Register one side of a pair for reading; the same image on the same grid is read once."""
         grid = self._network_grid(pair["fixed_image"])
-        label = pair.get(f"{side}_label")
-        if self.mask_as_label and not pair.get("fixed_label") and not pair.get("moving_label"):
-            label = pair.get(f"{side}_mask")
+        label = label_file(pair, side) if self.mask_as_label else pair.get(f"{side}_label")
         files = {"image": pair[f"{side}_image"], "label": label, "mask": pair.get(f"{side}_mask")}
         self._grid(files["image"])
         key = (*files.values(), grid.key)

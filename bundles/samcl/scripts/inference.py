@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from shared.data.images import read_image, read_label
-from shared.data.learn2reg import read_pairs
+from shared.data.learn2reg import known_tasks, read_pairs
 from shared.data.pairs import PairDataset
 from shared.data.synthetic import REGISTRATION_TASKS, write_registration_tasks
 from shared.errors import InputError
@@ -24,18 +26,30 @@ from shared.warp import warp
 __all__ = ["load_pairs", "register_files"]
 
 
+def _write_embedded(dataset_dir: str | Path, task: str) -> None:
+    """Write an embedded task where it is missing; with several processes the first writes and the others wait."""
+    several = dist.is_available() and dist.is_initialized()
+    if several and dist.get_rank() > 0:
+        dist.barrier()
+    elif task in REGISTRATION_TASKS and task not in known_tasks(dataset_dir):
+        writable_dir(dataset_dir)
+        write_registration_tasks(dataset_dir, [task], progress=True)
+    if several and dist.get_rank() == 0:
+        dist.barrier()
+
+
 def load_pairs(dataset_dir: str | Path, task: str, split: str, with_self: bool = False) -> list[dict[str, Any]]:
     """Return the pairs of a Learn2Reg task; an embedded task is written first where it is missing.
 
     Raises:
         InputError: unknown task (the known ones are listed) or an unusable folder.
     """
-    if task in REGISTRATION_TASKS:
-        writable_dir(dataset_dir)
-        write_registration_tasks(dataset_dir, [task], progress=True)
-    elif not Path(dataset_dir).is_dir():
-        embedded = ", ".join(REGISTRATION_TASKS)
-        raise InputError(f"{dataset_dir}: no such folder, so no task '{task}'; known without data: {embedded}")
+    _write_embedded(dataset_dir, task)
+    if task not in known_tasks(dataset_dir):
+        known = ", ".join(dict.fromkeys([*known_tasks(dataset_dir), *REGISTRATION_TASKS]))
+        near = get_close_matches(task, known.split(", "), n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise InputError(f"{dataset_dir}: found no task '{task}'{hint}; known tasks: {known}")
     return read_pairs(dataset_dir, task, split, with_self)
 
 
@@ -98,7 +112,9 @@ def register_files(
     fixed, moving = sample["grids"]["fixed"], sample["grids"]["moving"]
     fixed_ddf, total = to_native(ddf, sample["grids"]["network"], fixed, moving)
     voxels, _ = read_image(pair["moving_image"], len(fixed.shape))
-    write_nifti(folder / "warped.nii.gz", warp(voxels[None], total)[0, 0].numpy(), fixed)
+    # Outside the moving image lies its darkest value: in CT that is air, where a plain 0 would be water.
+    floor = voxels.min()
+    write_nifti(folder / "warped.nii.gz", (warp(voxels[None] - floor, total)[0, 0] + floor).numpy(), fixed)
     if pair.get("moving_label"):
         label = read_label(pair["moving_label"], moving, len(fixed.shape))
         warped_label = warp(label[None].float(), total, mode="nearest")[0, 0].numpy()

@@ -39,6 +39,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         InputError: unreadable, or weights of another architecture; the first differences are named.
     """
     weights = load_tensors(path)
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{path}: holds a {type(weights).__name__} of other things; expected a dict of tensors")
     expected = unwrap(network).state_dict()
     differences = [
         f"{k}: found {tuple(weights[k].shape) if k in weights else 'nothing'}, "
@@ -256,7 +258,7 @@ class ContinualTrainer(SupervisedTrainer):
         if source.is_file():
             load_weights(self.network, source)
             return
-        previous = RunDirectory(source, self.rank) if source.is_dir() else None
+        previous = RunDirectory(source, self.rank, read_only=True) if source.is_dir() else None
         if previous is None or not previous.is_done():
             raise InputError(
                 f"{source}: found no complete run (model.pt with done.json); expected a run_dir or weights"

@@ -156,5 +156,5 @@ def test_unknown_tasks_and_splits_list_the_known_ones(tmp_path):
         load_pairs(tmp_path, "OASSIS", "train")
     with pytest.raises(InputError, match="found split 'valid', expected one of train, val, test"):
         load_pairs(tmp_path, "OASIS", "valid")
-    with pytest.raises(InputError, match=r"nowhere: no such folder.*synth_brain_mr"):
+    with pytest.raises(InputError, match=r"nowhere: found no task.*synth_brain_mr"):
         load_pairs(tmp_path / "nowhere", "OASIS", "train")
