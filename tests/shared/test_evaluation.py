@@ -1,0 +1,131 @@
+"""Scores on the images' own grids, in 2D and 3D, from training to picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bundles.samcl.scripts.memory import ReservoirMemory
+from bundles.samcl.scripts.network import LKUNet
+from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer
+from bundles.samcl.scripts.strategies import SAMCL
+from bundles.samcl.scripts.trainer import ContinualTrainer
+from shared.data.learn2reg import read_pairs
+from shared.data.pairs import PairDataset
+from shared.data.synthetic import write_registration_tasks
+from shared.evaluation import RegistrationEvaluator, format_table, score_pair, summarise
+from tests.learn2reg_folder import affine, blobs, save
+
+
+def shifted_pair(folder, dims: int, shift: int = 2) -> dict[str, str]:
+    """Write a pair whose moving image, label and points are the fixed ones, ``shift`` voxels on along axis 0."""
+    shape, matrix = (24, 20, 16)[:dims], affine(spacing_mm=(2.0, 3.0, 4.0))
+    image = blobs(shape, seed=1)
+    label = (image > 50).astype(np.uint8)
+    label[:shift], label[-shift:] = 0, 0
+    pair = {"task": "shifted"}
+    for side, offset in (("fixed", 0), ("moving", shift)):
+        pair[f"{side}_image"] = str(save(folder / f"{side}.nii.gz", np.roll(image, offset, 0), matrix))
+        pair[f"{side}_label"] = str(save(folder / f"{side}_label.nii.gz", np.roll(label, offset, 0), matrix))
+        points = np.full((3, dims), 8.0)
+        points[:, 0] += offset
+        pair[f"{side}_points"] = str(folder / f"{side}.csv")
+        np.savetxt(pair[f"{side}_points"], points, delimiter=",")
+    return pair
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_right_shift_scores_perfectly(tmp_path, dims):
+    size = (24, 20, 16)[:dims]
+    sample = PairDataset([shifted_pair(tmp_path, dims)], size)[0]
+    ddf = torch.zeros(1, dims, *size)
+    ddf[:, 0] = 2.0
+    row = score_pair(sample, ddf)
+    assert row["dice"] == pytest.approx(1.0)
+    assert row["hd95_mm"] == row["assd_mm"] == 0.0
+    assert row["tre_mm"] == pytest.approx(0.0, abs=1e-4)
+    assert row["tre_mm_before"] == pytest.approx(4.0, abs=1e-4)  # two voxels of 2 mm
+    assert row["dice_before"] < 0.9
+    assert row["folds_percent"] == 0.0
+    assert row["sdlogj"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_coarser_network_grid_scores_on_the_images_own_grid(tmp_path):
+    sample = PairDataset([shifted_pair(tmp_path, 3)], (12, 10, 8))[0]
+    ddf = torch.zeros(1, 3, 12, 10, 8)
+    ddf[:, 0] = 1.0  # voxels of 4 mm
+    row = score_pair(sample, ddf)
+    assert row["dice"] == pytest.approx(1.0)
+    assert row["tre_mm"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_folds_are_counted():
+    sample = {"pair": {}, "grids": PairGrids((8, 8, 8)).grids}
+    ddf = torch.zeros(1, 3, 8, 8, 8)
+    ddf[:, 0] = -2 * torch.arange(8.0)[:, None, None]
+    assert score_pair(sample, ddf)["folds_percent"] == 100.0
+
+
+class PairGrids:
+    def __init__(self, shape) -> None:
+        from shared.transform_io import Grid
+
+        grid = Grid(shape, np.eye(4))
+        self.grids = {"network": grid, "fixed": grid, "moving": grid}
+
+
+@pytest.mark.parametrize("task", ["synth_brain_mr", "synth_lung_ct"])
+def test_the_true_field_is_found_good(tmp_path, task):
+    write_registration_tasks(tmp_path, [task], size=16, counts={"training": 2, "validation": 2, "test": 2})
+    import nibabel as nib
+
+    pairs = read_pairs(tmp_path, task, "val")
+    dataset = PairDataset(pairs, (16, 16, 16))
+    for index, pair in enumerate(pairs):
+        truth = torch.from_numpy(np.asarray(nib.load(pair["truth"]).dataobj, dtype=np.float32))
+        row = score_pair(dataset[index], truth.movedim(-1, 0)[None])
+        assert row["dice"] > row["dice_before"]
+        assert row["tre_mm"] < 0.2 * row["tre_mm_before"]
+        assert row["folds_percent"] == 0.0
+
+
+def test_summary_leaves_out_what_is_missing():
+    rows = [{"task": "a", "dice": 0.5, "tre_mm": float("nan")}, {"task": "a", "dice": 0.7}]
+    summary = summarise(rows)
+    assert summary == {"dice": {"mean": pytest.approx(0.6), "sd": pytest.approx(0.1), "n": 2}}
+    table = format_table({**summary, "dice_before": summary["dice"]}, "title")
+    assert table.splitlines()[0] == "title"
+    assert "0.600 +- 0.100" in table.splitlines()[2]
+
+
+def test_two_dimensional_data_goes_all_the_way(tmp_path):
+    """Read, train, score and draw 2D images with the same classes."""
+    size = (24, 20)
+    dataset = PairDataset([shifted_pair(tmp_path, 2)], size)
+    network = LKUNet(2, channels=4, depth=2)
+    trainer = ContinualTrainer(
+        device=torch.device("cpu"),
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr=3e-3),
+        loss_function=RegistrationObjective(window=5, bending=0.1, membrane=0.1),
+        dataset=dataset,
+        strategy=SAMCL(ReservoirMemory(4), beta=1.0),
+        run_dir=tmp_path / "run",
+        max_epochs=1,
+        epoch_length=25,
+    )
+    trainer.run()
+    evaluator = RegistrationEvaluator(
+        torch.device("cpu"), dataset, network, VelocityInferer(), tmp_path / "scores", name="scores"
+    )
+    evaluator.run()
+    summary = json.loads((tmp_path / "scores" / "scores_summary.json").read_text())["metrics"]
+    assert summary["dice"]["mean"] > summary["dice_before"]["mean"]
+    assert summary["tre_mm"]["mean"] < summary["tre_mm_before"]["mean"]
+    cases = list(csv.DictReader((tmp_path / "scores" / "scores_cases.csv").open()))
+    assert [c["fixed"] for c in cases] == ["fixed.nii.gz"]
+    assert (tmp_path / "scores" / "scores_example.png").read_bytes().startswith(b"\x89PNG")
