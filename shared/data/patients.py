@@ -58,7 +58,7 @@ class RegistrationTask:
     mask: tuple[str, ...] = ()
     zoom: float = 1.0
     bias: float = 0.25
-    counts: Mapping[str, int] = field(default_factory=lambda: {"training": 24, "validation": 8, "test": 24})
+    counts: Mapping[str, int] = field(default_factory=lambda: {"training": 64, "validation": 8, "test": 24})
 
 
 TASKS = (
@@ -93,7 +93,7 @@ TASKS = (
         between=(4, 2.0, 0.05),
         within=(6, 2.0, 0.012),
         breath=(0.32, 0.44),
-        counts={"training": 32, "validation": 8, "test": 24},
+        counts={"training": 64, "validation": 8, "test": 24},
     ),
     RegistrationTask(
         name="synth_abdomen_mrct",
@@ -106,7 +106,7 @@ TASKS = (
         bias=0.3,
         between=(4, 2.0, 0.05),
         within=(4, 2.0, 0.055),
-        counts={"training": 16, "validation": 8, "test": 24},
+        counts={"training": 32, "validation": 8, "test": 24},
     ),
 )
 
