@@ -20,6 +20,7 @@ from shared.transform_io import (
     write_nifti,
 )
 from shared.warp import warp, warp_points
+from tests.itk_peer import itk_resampled
 from tests.learn2reg_folder import affine, blobs, save
 
 OBLIQUE = Grid((10, 12, 14), affine((1.5, 2.0, 3.0), (-20, 5, 11), degrees=17, order=(2, 0, 1), flip=(-1, 1, -1)))
@@ -216,27 +217,6 @@ def test_displacement_file_holds_lps_millimetres(tmp_path):
     np.testing.assert_array_equal(np.unique(np.asarray(image.dataobj).reshape(-1, 3), axis=0), [[-2, -3, 4]])
 
 
-def itk_resampled(folder, field_file: str, d: int) -> np.ndarray:
-    """Resample moving.nii.gz onto fixed.nii.gz with ITK through a displacement file; returns (*S) in ij order."""
-    moving = itk.imread(str(folder / "moving.nii.gz"), itk.D)
-    fixed = itk.imread(str(folder / "fixed.nii.gz"), itk.D)
-    read = itk.imread(str(folder / field_file), itk.Vector[itk.F, d])
-    # ITK's Python reads single precision vectors and resamples with double precision ones.
-    wide = np.ascontiguousarray(itk.array_view_from_image(read), dtype=np.float64)
-    field = itk.image_view_from_array(wide, ttype=itk.Image[itk.Vector[itk.D, d], d])
-    field.CopyInformation(read)
-    transform = itk.DisplacementFieldTransform[itk.D, d].New()
-    transform.SetDisplacementField(field)
-    resampled = itk.resample_image_filter(
-        moving,
-        transform=transform,
-        interpolator=itk.LinearInterpolateImageFunction.New(moving),
-        reference_image=fixed,
-        use_reference_image=True,
-    )
-    return itk.array_view_from_image(resampled).T
-
-
 def interior(inside: torch.Tensor, edge: int = 2) -> np.ndarray:
     """True where a voxel is off the border and samples the moving image off its border."""
     off_border = np.zeros(inside.shape, bool)
@@ -272,7 +252,7 @@ def test_warp_with_the_total_field_equals_itk_with_the_written_file(tmp_path, fi
     fixed_ddf, total = to_native(smooth_field(network, generator), network, fixed, moving)
     write_itk_displacement(tmp_path / "field.nii.gz", fixed_ddf, fixed)
     ours = warp(torch.from_numpy(image)[None, None], total)[0, 0]
-    theirs = itk_resampled(tmp_path, "field.nii.gz", d)
+    theirs = itk_resampled(tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz", tmp_path / "field.nii.gz", d)
     lowest, highest = (torch.ones(d), torch.tensor(moving.shape) - 2.0)
     place = (identity(fixed.shape) + total[0]).movedim(0, -1)
     inside = interior(((place > lowest) & (place < highest)).all(-1))

@@ -127,6 +127,16 @@ class ReservoirMemory:
         sample.update({k: torch.from_numpy(v) for k, v in content.items()})
         return sample
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything in one dict of tensors and plain containers; :meth:`save` writes file by file instead."""
+        slots = [(number, self._pair(number, sample)) for number, sample in self._slots]
+        return {"seen": self.seen, "numbers": [n for n, _ in slots], "pairs": [dict(s) for _, s in slots]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`, into RAM."""
+        self.seen, self.folder, self._written = int(state["seen"]), None, set()
+        self._slots = list(zip(state["numbers"], state["pairs"], strict=True))
+
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the pairs that ``folder`` lacks and return the index: plain numbers for the checkpoint.
 

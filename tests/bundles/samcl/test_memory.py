@@ -94,6 +94,18 @@ def test_save_and_load_are_exact(tmp_path, on_disk):
         assert all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
 
+def test_state_dict_is_read_with_weights_only(tmp_path):
+    memory, generator = ReservoirMemory(3), torch.Generator().manual_seed(0)
+    for i in range(9):
+        memory.offer(sample(i), generator)
+    torch.save(memory.state_dict(), tmp_path / "memory.pt")
+    again = ReservoirMemory(3)
+    again.load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
+    assert (again.seen, numbers(again)) == (9, numbers(memory))
+    one, two = (m.draw(3, torch.Generator().manual_seed(1)) for m in (memory, again))
+    assert all(torch.equal(a["moving_image"], b["moving_image"]) for a, b in zip(one, two, strict=True))
+
+
 def test_an_older_index_stays_readable_until_prune(tmp_path):
     memory, generator = ReservoirMemory(2), torch.Generator().manual_seed(0)
     for i in range(2):
