@@ -22,7 +22,7 @@ from .metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_labe
 from .transform_io import Grid, to_native
 from .warp import warp, warp_points
 
-__all__ = ["RegistrationEvaluator", "format_table", "predict", "score_pair", "summarise"]
+__all__ = ["RegistrationEvaluator", "format_table", "predict", "score_pair", "summarise", "validation_title"]
 
 # Column -> (heading, the larger the better).
 METRICS = {
@@ -111,6 +111,18 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         if len(values):
             table[name] = {"mean": float(values.mean()), "sd": float(values.std()), "n": len(values)}
     return table
+
+
+def validation_title(training: PairDataset, validation: PairDataset) -> str:
+    """Return the heading of a table after training: says whether the scored images were trained on."""
+    trained, scored = (
+        {pair[f"{side}_image"] for pair in dataset.pairs for side in ("fixed", "moving")}
+        for dataset in (training, validation)
+    )
+    seen = (
+        f"{len(trained & scored)} of {len(scored)} images were trained on" if trained & scored else "never trained on"
+    )
+    return f"{validation.pairs[0].get('task', 'images')}, validation pairs ({seen})"
 
 
 def format_table(summary: Mapping[str, Mapping[str, float]], title: str) -> str:

@@ -17,7 +17,7 @@ from bundles.samcl.scripts.trainer import ContinualTrainer
 from shared.data.learn2reg import read_pairs
 from shared.data.pairs import PairDataset
 from shared.data.synthetic import write_registration_tasks
-from shared.evaluation import RegistrationEvaluator, format_table, score_pair, summarise
+from shared.evaluation import RegistrationEvaluator, format_table, score_pair, summarise, validation_title
 from tests.learn2reg_folder import affine, blobs, save
 
 
@@ -91,6 +91,16 @@ def test_the_true_field_is_found_good(tmp_path, task):
         assert row["dice"] > row["dice_before"]
         assert row["tre_mm"] < 0.2 * row["tre_mm_before"]
         assert row["folds_percent"] == 0.0
+
+
+def test_the_heading_says_when_scored_images_were_trained_on(tmp_path):
+    def dataset(folder: str) -> PairDataset:
+        (tmp_path / folder).mkdir()
+        return PairDataset([shifted_pair(tmp_path / folder, 2)], (8, 8))
+
+    one, other = dataset("one"), dataset("other")
+    assert validation_title(one, other) == "shifted, validation pairs (never trained on)"
+    assert validation_title(one, one) == "shifted, validation pairs (2 of 2 images were trained on)"
 
 
 def test_summary_leaves_out_what_is_missing():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shared.data.pairs import PairDataset
 from shared.errors import report_input_errors
-from shared.evaluation import RegistrationEvaluator
+from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.handlers import TrainingLog
 
 from .inference import load_pairs, register_files
@@ -32,4 +32,5 @@ __all__ = [
     "load_weights",
     "register_files",
     "report_input_errors",
+    "validation_title",
 ]

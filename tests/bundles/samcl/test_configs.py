@@ -173,7 +173,7 @@ def test_two_ranks_train_one_model(data, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("pairs never trained on") == 1  # one writer
+    assert result.stdout.count("validation pairs (never trained on)") == 1  # one writer
     indices = [
         json.loads(next((tmp_path / "run" / "memory" / f"rank{rank}").glob("index_*.json")).read_text())
         for rank in (0, 1)
