@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data.images import read_label, read_points
-from .data.pairs import PairDataset, Sample, label_file
+from .data.pairs import PairDataset, Sample, label_file, stack_pairs
 from .files import save_json, writable_dir
 from .handlers import write_csv
 from .metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
-from .transform_io import Grid, to_native
+from .transform_io import Grid, affine_ddf, to_native
 from .warp import warp, warp_points
 
 __all__ = ["RegistrationEvaluator", "format_table", "predict", "score_pair", "summarise", "validation_title"]
@@ -35,16 +35,11 @@ METRICS = {
 }
 
 
-def stack_pair(sample: Sample, device: torch.device | str) -> Tensor:
-    """Return the network's input (1, 2, *S) of one sample: channel 0 moving, 1 fixed."""
-    return torch.cat([sample["moving_image"], sample["fixed_image"]])[None].to(device)
-
-
 @torch.no_grad()
 def predict(network: nn.Module, inferer: Callable, sample: Sample, device: torch.device | str) -> dict[str, Tensor]:
     """Register one sample; fields on the network's grid come back on the CPU."""
     network.eval()
-    fields = inferer(stack_pair(sample, device), network)
+    fields = inferer(stack_pairs([sample]).to(device), network)
     return {k: v.float().cpu() for k, v in fields.items()}
 
 
@@ -82,23 +77,21 @@ def score_pair(sample: Sample, ddf: Tensor) -> dict[str, float]:
     """
     pair, grids = sample["pair"], sample["grids"]
     fixed, moving = grids["fixed"], grids["moving"]
+    field, total = to_native(ddf, grids["network"], fixed, moving)
     dims = len(fixed.shape)
-    fields = {"": to_native(ddf, grids["network"], fixed, moving)}
-    fields["_before"] = to_native(torch.zeros_like(ddf), grids["network"], fixed, moving)
-    fixed_label, moving_label = label_file(pair, "fixed"), label_file(pair, "moving")
     row: dict[str, float] = {}
+    fixed_label, moving_label = label_file(pair, "fixed"), label_file(pair, "moving")
     if fixed_label and moving_label:
         reference = read_label(fixed_label, fixed, dims)[0]
         source = read_label(moving_label, moving, dims)[None].float()
-        for suffix, (_, total) in fields.items():
-            warped = warp(source, total, mode="nearest")[0, 0].to(torch.int16)
+        for suffix, mapping in (("", total), ("_before", affine_ddf(fixed, moving))):
+            warped = warp(source, mapping, mode="nearest")[0, 0].to(torch.int16)
             row.update({k + suffix: v for k, v in _label_scores(warped, reference, fixed.spacing_mm).items()})
     if pair.get("fixed_points") and pair.get("moving_points"):
         start, target = read_points(pair["fixed_points"], dims), read_points(pair["moving_points"], dims)
-        for suffix, (field, _) in fields.items():
-            moved = warp_points(start[None], field)[0]
-            row[f"tre_mm{suffix}"] = float(tre_mm(_world(moved, fixed), _world(target, moving)))
-    row["folds_percent"], row["sdlogj"] = float(fold_percent(fields[""][0])), float(sdlogj(fields[""][0]))
+        for suffix, points in (("", warp_points(start[None], field)[0]), ("_before", start)):
+            row[f"tre_mm{suffix}"] = float(tre_mm(_world(points, fixed), _world(target, moving)))
+    row["folds_percent"], row["sdlogj"] = float(fold_percent(field)), float(sdlogj(field))
     return row
 
 

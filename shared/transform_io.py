@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fields import identity
 from .files import atomic_path
 from .warp import warp
 
@@ -89,11 +88,22 @@ def network_grid(image: Grid, size: Sequence[int] | None = None, spacing_mm: Seq
 
 def affine_ddf(target: Grid, source: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return (1, d, *target.shape): ``x + ddf(x)`` is the voxel of ``source`` at the world point of target voxel x."""
-    matrix = torch.as_tensor(np.linalg.inv(source.affine) @ target.affine, dtype=torch.float64)
+    matrix = np.linalg.inv(source.affine) @ target.affine
     d = len(target.shape)
-    grid = identity(target.shape, dtype=torch.float64).reshape(d, -1)
-    moved = matrix[:d, :d] @ grid + matrix[:d, d:]
-    return (moved - grid).reshape(1, d, *target.shape).to(dtype)
+    slope = matrix[:d, :d] - np.eye(d)
+    field = torch.empty(1, d, *target.shape, dtype=dtype)
+    for i in range(d):
+        field[0, i] = float(matrix[i, d])
+        for j, n in enumerate(target.shape):  # one axis at a time: nothing but the result has the image's size
+            ramp = torch.from_numpy(slope[i, j] * np.arange(n)).to(dtype)
+            field[0, i] += ramp.reshape([-1] + [1] * (d - 1 - j))
+    return field
+
+
+def _turn(matrix: np.ndarray, field: Tensor) -> Tensor:
+    """Multiply every vector of ``field`` (B, d, *S) by ``matrix``."""
+    d = field.shape[1]
+    return torch.einsum("ij,bj...->bi...", torch.as_tensor(matrix[:d, :d]).to(field), field)
 
 
 def to_native(ddf: Tensor, network: Grid, fixed: Grid, moving: Grid) -> tuple[Tensor, Tensor]:
@@ -109,15 +119,12 @@ def to_native(ddf: Tensor, network: Grid, fixed: Grid, moving: Grid) -> tuple[Te
         ``fixed_ddf`` (1, d, *fixed.shape) in fixed voxels (the deformation: folds, TRE and files come from it), and
         ``total_ddf`` of the same shape with ``warped(x) = moving(x + total_ddf(x))`` in the moving image's voxels.
     """
-    d = len(fixed.shape)
-    sampled = warp(ddf.double(), affine_ddf(fixed, network, torch.float64).to(ddf.device), padding_mode="border")
-    linear = torch.as_tensor(np.linalg.inv(fixed.affine) @ network.affine, dtype=torch.float64)[:d, :d]
-    fixed_ddf = torch.einsum("ij,bj...->bi...", linear.to(ddf.device), sampled)
-    to_moving = torch.as_tensor(np.linalg.inv(moving.affine) @ fixed.affine, dtype=torch.float64).to(ddf.device)
-    grid = identity(fixed.shape, dtype=torch.float64, device=ddf.device)
-    offset = to_moving[:d, d].reshape(1, d, *[1] * d)
-    total = torch.einsum("ij,bj...->bi...", to_moving[:d, :d], grid + fixed_ddf) + offset - grid
-    return fixed_ddf.to(ddf.dtype), total.to(ddf.dtype)
+    at_network = affine_ddf(fixed, network, ddf.dtype).to(ddf.device)
+    fixed_ddf = _turn(np.linalg.inv(fixed.affine) @ network.affine, warp(ddf, at_network, padding_mode="border"))
+    del at_network
+    total = affine_ddf(fixed, moving, ddf.dtype).to(ddf.device)
+    total += _turn(np.linalg.inv(moving.affine) @ fixed.affine, fixed_ddf)
+    return fixed_ddf, total
 
 
 def points_to_grid(points: Tensor, source: Grid, target: Grid) -> Tensor:

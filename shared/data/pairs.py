@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
 from .learn2reg import pairs_of_items
 
-__all__ = ["PairDataset", "Sample", "label_file", "normalise", "prepare_item"]
+__all__ = ["PairDataset", "Sample", "label_file", "normalise", "prepare_item", "stack_pairs"]
 
 Sample = dict[str, Any]
 
@@ -47,13 +50,19 @@ def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] 
     if ct_window is not None and (len(ct_window) != 2 or not ct_window[0] < ct_window[1]):
         raise InputError(f"found ct_window {list(ct_window)}, expected two rising numbers in HU")
     if modality == "auto":
-        modality = "ct" if np.percentile(image.numpy(), 1) < -200 else "mr"
+        modality = "ct" if _looks_like_ct(image) else "mr"
     if modality == "mr":
-        scaled = ScaleIntensityRangePercentiles(lower=0, upper=99, b_min=0.0, b_max=1.0, clip=True)(image)
+        # An image that is all background but for a speck has no 99th percentile of its own.
+        upper = 99 if np.percentile(image.numpy(), 99) > float(image.min()) else 100
+        scaled = ScaleIntensityRangePercentiles(lower=0, upper=upper, b_min=0.0, b_max=1.0, clip=True)(image)
     else:
         low, high = ct_window if ct_window is not None else _ct_window(image)
         scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image)
     return torch.as_tensor(np.asarray(scaled), dtype=torch.float32)
+
+
+def _looks_like_ct(image: Tensor) -> bool:
+    return bool(np.percentile(image.numpy(), 1) < -200)
 
 
 def _ct_window(image: Tensor) -> tuple[float, float]:
@@ -69,6 +78,11 @@ def _anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
     if not sigma.any():
         return image
     return torch.from_numpy(gaussian_filter(image[0].numpy(), sigma, truncate=3))[None]
+
+
+def stack_pairs(samples: Sequence[Sample]) -> Tensor:
+    """Return the network's input (B, 2, *S): channel 0 moving, 1 fixed."""
+    return torch.stack([torch.cat([s["moving_image"], s["fixed_image"]]) for s in samples])
 
 
 def label_file(pair: Mapping[str, Any], side: str) -> str | None:
@@ -146,7 +160,7 @@ class PairDataset(Dataset):
         data: pairs (see :func:`~shared.data.learn2reg.read_pairs`) or a plain list of ``{image, label}``.
         spatial_size: voxels of the network's grid.
         spacing_mm: voxel size of the grid; ``None`` stretches it over the fixed image's field of view.
-        ct_window: HU window for CT; ``None`` tells chest from the rest by itself.
+        ct_window: HU window for CT; ``None`` tells chest from the rest by the first CT, for all pairs alike.
         cache_num: how many images stay in memory.
         mask_as_label: use the mask as label where a pair has no label map (lung CT).
         mask_images: set both images to zero outside their masks.
@@ -171,6 +185,8 @@ class PairDataset(Dataset):
         _check_lattice(spatial_size, spacing_mm)
         self.size, self.spacing_mm, self.ct_window = tuple(spatial_size), spacing_mm, ct_window
         self.mask_as_label, self.mask_images = mask_as_label, mask_images
+        if ct_window is None:
+            self.ct_window = self._first_ct_window()
         self._headers: dict[str, Grid] = {}
         self._network_grids: dict[str, Grid] = {}
         self._entries: dict[tuple, int] = {}
@@ -187,6 +203,16 @@ class PairDataset(Dataset):
             )
         except RuntimeError as error:
             raise _unwrap(error) from None
+
+    def _first_ct_window(self) -> Sequence[float] | None:
+        """Choose one window for all pairs, by the first CT: two windows within a pair would be two contrasts."""
+        for side in ("fixed", "moving"):
+            modality = self.pairs[0].get(f"{side}_modality", "auto")
+            if modality != "mr":
+                image, _ = read_image(self.pairs[0][f"{side}_image"], len(self.size))
+                if modality == "ct" or _looks_like_ct(image):
+                    return _ct_window(image)
+        return None
 
     def _grid(self, path: str) -> Grid:
         if path not in self._headers:
@@ -240,6 +266,19 @@ class PairDataset(Dataset):
             sample["labels"] = sorted(set(fixed["labels"]) | set(moving["labels"]))
         self._check_points(sample)
         return sample
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the samples: options, and a digest of the pairs' file names."""
+        names = [[f"{k}={Path(str(pair[k])).name}" for k in sorted(pair)] for pair in self.pairs]
+        return {
+            "pairs": len(self.pairs),
+            "files": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+            "spatial_size": str(self.size),
+            "spacing_mm": str(self.spacing_mm),
+            "ct_window": str(self.ct_window),
+            "mask_as_label": self.mask_as_label,
+            "mask_images": self.mask_images,
+        }
 
     def check(self) -> None:
         """Look at every pair once, so that bad input is found before work begins.

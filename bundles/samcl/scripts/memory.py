@@ -44,8 +44,9 @@ def _restore(sample: Sample) -> Sample:
 class ReservoirMemory:
     """Keep each pair ever offered with the same probability, capacity / seen (Vitter, TOMS 1985, algorithm R).
 
-    A pair lies in RAM, or in one npz file when a folder is given; files that :meth:`save` does not name are left over
-    from later steps of a killed run and are removed by :meth:`load`.
+    The rule holds while the capacity stays; a larger one fills up with new pairs first. A pair lies in RAM, or with
+    ``on_disk`` in one npz file. Files that :meth:`save` does not name are left over from later steps of a killed run;
+    :meth:`prune` removes them.
 
     Args:
         capacity: most pairs kept.
@@ -95,6 +96,11 @@ class ReservoirMemory:
         chosen = torch.randperm(len(self._slots), generator=generator)[:count]
         return [_restore(self._pair(*self._slots[int(i)])) for i in chosen]
 
+    def _part(self, count: int) -> list[int]:
+        """Choose which of ``count`` pairs a smaller memory takes over: a random part, the same at every call."""
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seen))
+        return sorted(order[: self.capacity].tolist())
+
     def _file(self, number: int) -> Path:
         if self.folder is None:
             raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
@@ -136,6 +142,8 @@ class ReservoirMemory:
         """Take up :meth:`state_dict`, into RAM."""
         self.seen, self.folder, self._written = int(state["seen"]), None, set()
         self._slots = list(zip(state["numbers"], state["pairs"], strict=True))
+        if len(self._slots) > self.capacity:
+            self._slots = [self._slots[i] for i in self._part(len(self._slots))]
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the pairs that ``folder`` lacks and return the index: plain numbers for the checkpoint.
@@ -152,6 +160,8 @@ class ReservoirMemory:
         folder.mkdir(parents=True, exist_ok=True)
         for number, sample in pairs:
             self._write(number, sample)
+        if self.on_disk:
+            self._slots = [(n, None) for n, _ in self._slots]
         return {"seen": self.seen, "numbers": [n for n, _ in self._slots]}
 
     def prune(self) -> None:
@@ -176,11 +186,10 @@ class ReservoirMemory:
         """
         folder = Path(folder)
         numbers = [int(n) for n in index["numbers"]]
-        if len(numbers) > self.capacity:  # a smaller memory than before: a random part of the old one
-            order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(int(index["seen"])))
-            numbers = [numbers[int(i)] for i in order[: self.capacity]]
-        pairs = {n: self._read(folder / f"pair_{n:07d}.npz") for n in numbers}
         self.seen = int(index["seen"])
+        if len(numbers) > self.capacity:
+            numbers = [numbers[i] for i in self._part(len(numbers))]
+        pairs = {n: self._read(folder / f"pair_{n:07d}.npz") for n in numbers}
         self.folder = folder if keep_folder else None
         self._written = set(numbers) if keep_folder else set()
         in_ram = not (self.on_disk and keep_folder)

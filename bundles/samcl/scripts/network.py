@@ -87,6 +87,11 @@ class LKUNet(nn.Module):
         self.head = Conv3(spatial_dims, head_channels, spatial_dims, bias=False)
         self._initialise()
 
+    def settings(self) -> dict[str, float]:
+        """Return the options that decide the output and that the layers do not show."""
+        names = ("half_resolution", "input_mean", "input_std", "velocity_scale")
+        return {name: getattr(self, name) for name in names}
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):

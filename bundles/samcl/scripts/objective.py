@@ -24,12 +24,7 @@ from shared.losses import (
 )
 from shared.warp import warp, warp_points
 
-__all__ = ["RegistrationObjective", "VelocityInferer", "stack_pairs"]
-
-
-def stack_pairs(samples: Sequence[Sample]) -> Tensor:
-    """Return the network's input (B, 2, *S): channel 0 moving, 1 fixed."""
-    return torch.stack([torch.cat([s["moving_image"], s["fixed_image"]]) for s in samples])
+__all__ = ["RegistrationObjective", "VelocityInferer", "half_deformations"]
 
 
 def half_deformations(dvf: Tensor, steps: int = 7, downsize: int = 1) -> tuple[Tensor, Tensor]:

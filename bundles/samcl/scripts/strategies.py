@@ -31,7 +31,10 @@ class Strategy:
     memory: ReservoirMemory | None = None
 
     def begin_task(self, trainer: ContinualTrainer) -> None:
-        """Get ready for a task, with weights, moments and memory of the earlier ones in place."""
+        """Get ready for a task, with weights, moments and memory of the earlier ones in place.
+
+        Called again when a killed run goes on, then with the state of the checkpoint.
+        """
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do one iteration on samples of the current task; return the loss parts by name."""
@@ -100,7 +103,8 @@ class SAMCL(Strategy):
         with torch.no_grad():
             # theta <- theta + (1 - beta) (theta0 - theta), in place: the optimizer's views stay valid.
             torch._foreach_lerp_(weights, start, 1.0 - self.beta)
-        parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in seen[0]}
+        names = dict.fromkeys(name for parts in seen for name in parts)
+        parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in names}
         return {**parts, "replay_loss": replay["loss"]}
 
     @staticmethod

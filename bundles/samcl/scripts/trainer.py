@@ -16,12 +16,12 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from shared.data.pairs import Sample
+from shared.data.pairs import Sample, stack_pairs
 from shared.errors import InputError
 from shared.files import load_tensors
 from shared.run_directory import RunDirectory
 
-from .objective import RegistrationObjective, stack_pairs
+from .objective import RegistrationObjective
 from .strategies import Strategy
 
 __all__ = ["ContinualTrainer", "ResumableSampler", "load_weights", "unwrap"]
@@ -135,14 +135,17 @@ class ContinualTrainer(SupervisedTrainer):
     ) -> None:
         if autocast not in (None, "bfloat16"):
             raise ValueError(f"found autocast '{autocast}', expected null or bfloat16")
+        if kwargs.get("amp"):
+            raise ValueError("found amp, expected autocast: bfloat16 needs no loss scaling, which SAM would break")
         self.rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.strategy, self.task, self.seed, self.batch_size = strategy, task, seed, batch_size
         self.run_directory = RunDirectory(run_dir, self.rank)
-        self.init_from = Path(init_from) if init_from else None
+        self.init_from = Path(init_from).resolve() if init_from else None
         self.autocast, self.scheduler = autocast, scheduler
         self.generator = torch.Generator()
         self.passes = 0
+        self._task_ended = False
         self.log_rows: list[dict[str, float]] = []
         self.sampler = ResumableSampler(len(dataset), seed, self.rank, self.world)  # type: ignore[arg-type]
         loader = DataLoader(
@@ -161,6 +164,9 @@ class ContinualTrainer(SupervisedTrainer):
             decollate=False,
             **kwargs,
         )
+        self._resumed: dict[str, Any] | None = None
+        # After the handlers' own: a checkpoint loader that a host adds must not overwrite a resumed state.
+        self.add_event_handler(Events.STARTED, lambda engine: engine._keep_resumed_weights())
         self.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.save())
 
     # -- one iteration -------------------------------------------------------------------------------------------------
@@ -175,8 +181,11 @@ class ContinualTrainer(SupervisedTrainer):
         device = torch.device(self.state.device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast == "bfloat16"):
             dvf = self.network(stack_pairs(samples))
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
         loss, parts = self.loss_function(dvf, samples)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
         loss.backward()
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.passes += len(samples)
         return {"loss": loss.detach(), **parts}
 
@@ -195,13 +204,12 @@ class ContinualTrainer(SupervisedTrainer):
 
     def settings(self) -> dict[str, Any]:
         """Return everything that decides the result, in plain words."""
-        pairs = getattr(self.data_loader.dataset, "pairs", [])
-        names = {str(i): [Path(str(p[k])).name for k in sorted(p)] for i, p in enumerate(pairs)}
+        network, dataset = unwrap(self.network), self.data_loader.dataset
+        describe = getattr(network, "settings", dict)
         return {
             "task": self.task,
-            "pairs": len(pairs),
-            "files": RunDirectory.digest(names),
-            "network": str(unwrap(self.network)),
+            "data": dataset.settings(),
+            "network": {"class": type(network).__name__, "layers": str(network), **describe()},
             "objective": self.loss_function.extra_repr(),
             "optimizer": {k: str(v) for k, v in self.optimizer.param_groups[0].items() if k != "params"},
             "strategy": self.strategy.settings(),
@@ -210,6 +218,7 @@ class ContinualTrainer(SupervisedTrainer):
             "world": self.world,
             "seed": self.seed,
             "autocast": self.autocast,
+            "scheduler": type(self.scheduler).__name__,
             "init_from": str(self.init_from),
         }
 
@@ -219,36 +228,49 @@ class ContinualTrainer(SupervisedTrainer):
         Raises:
             InputError: see the class.
         """
-        self.run_directory.check_settings(self.settings())
+        settings = self.settings()
+        self.run_directory.check_settings(settings)
         if self.run_directory.is_done():
             load_weights(self.network, self.run_directory.model)
-            self.logger.info(f"{self.run_directory.path}: this run is complete; nothing to train")
+            if self.rank == 0:
+                print(f"{self.run_directory.path}: this run is complete; nothing to train", flush=True)
             return
         self._restore()
         self.strategy.begin_task(self)
         if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
             super().run()
-        self.strategy.end_task(self)
-        self.save()
-        record = {"settings": self.run_directory.digest(self.settings()), "passes": self.passes}
+        if not self._task_ended:
+            self.strategy.end_task(self)
+            self._task_ended = True
+            self.save()
+        record = {"settings": self.run_directory.digest(settings), "passes": self.passes}
         self.run_directory.finish(unwrap(self.network).state_dict(), record)
         self._barrier()
 
+    def _keep_resumed_weights(self) -> None:
+        if self._resumed is not None:
+            unwrap(self.network).load_state_dict(self._resumed["network"])
+
     def _restore(self) -> None:
-        state = self.run_directory.load_state()
+        """Go on from the checkpoint of a killed run, or start from the previous task."""
+        memory = self.strategy.memory
+        state = self._resumed = self.run_directory.load_state()
         if state is None:
             if self.init_from is not None:
                 self._start_from(self.init_from)
+            if memory is not None:
+                memory.save(self.run_directory.memory)  # from now on it writes here
             return
+        self._check_world(self.run_directory, state)
         unwrap(self.network).load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.strategy.load_state_dict(state["strategy"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        if self.strategy.memory is not None:
-            self.strategy.memory.load(self.run_directory.memory, self.run_directory.memory_index(state["iteration"]))
+        if memory is not None:
+            memory.load(self.run_directory.memory, self.run_directory.memory_index(state["iteration"]))
         torch.set_rng_state(state["rng"])
-        self.passes, self.log_rows = state["passes"], state["log"]
+        self.passes, self.log_rows, self._task_ended = state["passes"], list(state["log"]), state["task_ended"]
         self.state.iteration = state["iteration"]
         self.state.epoch = state["iteration"] // self.state.epoch_length
         self.sampler.position = state["iteration"] * self.batch_size
@@ -265,6 +287,7 @@ class ContinualTrainer(SupervisedTrainer):
             )
         load_weights(self.network, previous.model)
         state = load_tensors(previous.state)
+        self._check_world(previous, state)
         options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, new in zip(self.optimizer.param_groups, options, strict=True):
@@ -274,14 +297,31 @@ class ContinualTrainer(SupervisedTrainer):
         if self.strategy.memory is not None and previous.memory.is_dir():
             self.strategy.memory.load(previous.memory, previous.memory_index(state["iteration"]), keep_folder=False)
 
+    def _check_world(self, run: RunDirectory, state: dict[str, Any]) -> None:
+        if self.strategy.memory is not None and state["world"] != self.world:
+            raise InputError(
+                f"{run.path}: found a run of {state['world']} processes, each with a memory of its own; expected as "
+                f"many as now, {self.world}"
+            )
+
     def save(self) -> None:
-        """Write a checkpoint: each rank its memory, then rank 0 the state that makes it count."""
+        """Write a checkpoint: each rank its memory, then rank 0 the state that makes it count.
+
+        Raises:
+            FloatingPointError: the weights are not finite; the last good checkpoint stays.
+        """
         iteration, memory = self.state.iteration, self.strategy.memory
+        if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
+            raise FloatingPointError(
+                f"iteration {iteration}: weights are not finite; lower the learning rate or rho, or look at the data"
+            )
         if memory is not None:
             self.run_directory.save_memory_index(iteration, memory.save(self.run_directory.memory))
         self._barrier()
         state = {
             "iteration": iteration,
+            "world": self.world,
+            "task_ended": self._task_ended,
             "network": unwrap(self.network).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer, half_deformations, stack_pairs
+from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer, half_deformations
+from shared.data.pairs import stack_pairs
 from shared.fields import compose, exponentiate
 from shared.losses import BendingEnergyLoss, LandmarkLoss, LocalNCCLoss, MembraneEnergyLoss
 from shared.warp import warp, warp_points

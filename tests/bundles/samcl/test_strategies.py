@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bundles.samcl.scripts.memory import ReservoirMemory
-from bundles.samcl.scripts.objective import stack_pairs
 from bundles.samcl.scripts.strategies import SAMCL, Sequential
+from shared.data.pairs import stack_pairs
 from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same, weights
 
 

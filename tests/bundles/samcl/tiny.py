@@ -25,6 +25,9 @@ class TinyPairs(torch.utils.data.Dataset):
         self.images = torch.nn.functional.interpolate(knots, size=(SIZE,) * 3, mode="trilinear", align_corners=True)
         self.pairs = [{"fixed_image": f"f{seed}_{i}", "moving_image": f"m{seed}_{i}"} for i in range(6)]
 
+    def settings(self) -> dict[str, Any]:
+        return {"pairs": str(self.pairs)}
+
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -163,7 +163,7 @@ def test_a_released_folder_reads_whole(tmp_path):
     write_folder(tmp_path, nlst())
     with pytest.warns(UserWarning, match="00101"):
         pairs = read_pairs(tmp_path, "NLST")
-    sample = PairDataset(pairs, (8, 8, 8))[0]
+    sample = PairDataset(pairs, (8, 8, 8), ct_window=(-200, 300))[0]
     assert sample["task"] == "NLST"
     assert sample["labels"] == [1]  # the lung masks stand in for labels
     assert sample["fixed_points"].shape == (6, 3)
@@ -206,7 +206,7 @@ def test_cache_num_bounds_what_is_kept(tmp_path, reads):
 def test_images_of_another_grid_are_read_for_it(tmp_path, reads):
     pair = files(tmp_path, affine((2, 2, 2)), affine((2.5, 2, 2)))
     back = {"fixed_image": pair["moving_image"], "moving_image": pair["fixed_image"]}
-    dataset = PairDataset([pair, back], (8, 8, 8))
+    dataset = PairDataset([pair, back], (8, 8, 8), ct_window=(-200, 300))
     assert sorted(reads) == ["fixed.nii.gz"] * 2 + ["moving.nii.gz"] * 2
     assert dataset[0]["grids"]["network"].key == network_grid(dataset[0]["grids"]["fixed"], (8, 8, 8)).key
     assert dataset[1]["grids"]["network"].key != dataset[0]["grids"]["network"].key
@@ -230,3 +230,25 @@ def test_spacing_sets_the_network_grid(tmp_path):
 def test_impossible_lattices_are_named(tmp_path, size, spacing, message):
     with pytest.raises(InputError, match=message):
         PairDataset([files(tmp_path)], size, spacing)
+
+
+def test_one_ct_window_serves_all_pairs(tmp_path):
+    """An abdomen with more lung than its partner must not get another contrast."""
+    scans = []
+    for name, lung in (("little", 0.05), ("much", 0.3)):
+        volume = np.full((10, 10, 10), 40.0, dtype=np.float32)
+        volume.reshape(-1)[: int(lung * volume.size)] = -800
+        volume[0, 0, :5] = -1000
+        scans.append(str(save(tmp_path / f"{name}.nii.gz", volume)))
+    pair = {"fixed_image": scans[0], "moving_image": scans[1], "fixed_modality": "ct", "moving_modality": "ct"}
+    dataset = PairDataset([pair], (10, 10, 10))
+    assert tuple(dataset.ct_window) == (-200.0, 300.0)
+    sample = dataset[0]
+    assert sample["fixed_image"].max() == sample["moving_image"].max() == pytest.approx((40 + 200) / 500)
+    assert dataset.settings()["ct_window"] == "(-200.0, 300.0)"
+
+
+def test_a_speck_in_the_background_is_scaled():
+    image = torch.zeros(1, 20, 20, 20)
+    image[0, 5, 5, 5] = 200
+    assert normalise(image, "mr").max() == 1.0
