@@ -142,7 +142,9 @@ def resize(field: Tensor, size: Sequence[int]) -> Tensor:
     mode = "bilinear" if field.shape[1] == 2 else "trilinear"
     resampled = F.interpolate(field, size=tuple(size), mode=mode, align_corners=True)
     factors = [(new - 1) / (old - 1) if old > 1 else 1.0 for new, old in zip(size, field.shape[2:], strict=True)]
-    return resampled * field.new_tensor(factors).view(-1, *[1] * field.shape[1])
+    # Python numbers instead of a tensor of factors: nothing is copied to the device.
+    scaled = [component * factor for component, factor in zip(resampled.unbind(1), factors, strict=True)]
+    return torch.stack(scaled, dim=1)
 
 
 def derivative(field: Tensor, axis: int) -> Tensor:

@@ -109,7 +109,7 @@ def writable_dir(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".tmp-{os.getpid()}-probe"
         probe.write_bytes(b"x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); expected a writable folder with free space"

@@ -44,9 +44,10 @@ class RunDirectory:
         if read_only:
             return
         writable_dir(self.path)
-        for leftover in self.path.rglob(".tmp-*"):
-            if rank == 0:
-                leftover.unlink(missing_ok=True)
+        if rank == 0:
+            for leftover in self.path.rglob(".tmp-*"):
+                if not leftover.name.endswith("-probe"):  # another rank may be at it
+                    leftover.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"

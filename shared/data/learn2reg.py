@@ -210,8 +210,8 @@ def read_pairs(dataset_dir: str | Path, task: str, split: str = "train", with_se
     if not pairs and split == "train":
         pairs = _training_pairs(folder, with_self, hold_out=False)
         warnings.warn(
-            f"{path}: every training image is also a validation or test image, so training uses them: its "
-            "scores show the fit, not what the network learnt",
+            f"{path}: no training pair is free of validation and test images, so training uses them: the scores show "
+            "the fit, not what the network learnt",
             stacklevel=2,
         )
     if not pairs:

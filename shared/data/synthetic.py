@@ -80,6 +80,18 @@ def write_registration_tasks(
     return folders
 
 
+def is_current(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a task, of any size and seed, as this version of the generator writes it.
+
+    A dataset of the same name that was not written here counts as current: it is the user's own.
+    """
+    path = Path(folder) / f"{Path(folder).name}_dataset.json"
+    if not path.is_file():
+        return False
+    settings = read_json(path).get("synthetic")
+    return settings is None or settings.get("version") == FORMAT_VERSION
+
+
 def _is_reusable(folder: Path, name: str, settings: Mapping[str, Any]) -> bool:
     """True where the folder is complete; the file that says so is removed where it speaks of other settings."""
     path = folder / f"{name}_dataset.json"

@@ -32,12 +32,13 @@ def label_probabilities(label: Tensor, labels: Sequence[int] | Tensor, sigma: fl
     """
     if label.ndim not in (4, 5) or label.shape[1] != 1:
         raise ValueError(f"label must be (B, 1, *S) with 2 or 3 spatial dims, got {tuple(label.shape)}")
-    values = torch.as_tensor(labels, device=label.device)
+    values = torch.as_tensor(labels)
     if values.ndim != 1 or values.numel() == 0:
         raise ValueError(f"labels must be a 1-D list of at least one value, got shape {tuple(values.shape)}")
     if sigma < 0:
         raise ValueError(f"sigma must be 0 or more, got {sigma}")
-    one_hot = (label == values.view(1, -1, *[1] * (label.ndim - 2))).float()
+    # Compared with Python numbers: a tensor of labels would have to be copied to the device.
+    one_hot = torch.cat([label == value for value in values.tolist()], dim=1).float()
     return _smooth(one_hot, sigma) if sigma > 0 else one_hot
 
 

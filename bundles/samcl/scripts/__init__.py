@@ -7,6 +7,7 @@ from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.handlers import TrainingLog
 
+from .distributed import local_device, start_processes, stop_processes
 from .inference import load_pairs, register_files
 from .memory import ReservoirMemory
 from .network import LKUNet
@@ -30,7 +31,10 @@ __all__ = [
     "VelocityInferer",
     "load_pairs",
     "load_weights",
+    "local_device",
     "register_files",
     "report_input_errors",
+    "start_processes",
+    "stop_processes",
     "validation_title",
 ]

@@ -15,7 +15,7 @@ from torch import nn
 from shared.data.images import read_image, read_label
 from shared.data.learn2reg import known_tasks, read_pairs
 from shared.data.pairs import PairDataset
-from shared.data.synthetic import REGISTRATION_TASKS, write_registration_tasks
+from shared.data.synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 from shared.errors import InputError
 from shared.evaluation import predict, score_pair
 from shared.files import save_json, writable_dir
@@ -31,7 +31,7 @@ def _write_embedded(dataset_dir: str | Path, task: str) -> None:
     several = dist.is_available() and dist.is_initialized()
     if several and dist.get_rank() > 0:
         dist.barrier()
-    elif task in REGISTRATION_TASKS and task not in known_tasks(dataset_dir):
+    elif task in REGISTRATION_TASKS and not is_current(Path(dataset_dir) / task):
         writable_dir(dataset_dir)
         write_registration_tasks(dataset_dir, [task], progress=True)
     if several and dist.get_rank() == 0:

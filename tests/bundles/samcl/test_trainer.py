@@ -263,3 +263,130 @@ def test_scheduler_steps_with_the_iterations_and_resumes(tmp_path):
     made.run()
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**4)
     assert load_tensors(tmp_path / "a" / "state.pt")["scheduler"]["last_epoch"] == 4
+
+
+def test_a_memory_on_disk_trains_like_one_in_ram(tmp_path):
+    runs = []
+    for on_disk in (False, True):
+        first = make_trainer(tmp_path / f"first{on_disk}", SAMCL(ReservoirMemory(3, on_disk)))
+        first.run()
+        options = {"init_from": tmp_path / f"first{on_disk}", "dataset": TinyPairs(seed=1), "task": "next"}
+        second = make_trainer(tmp_path / f"second{on_disk}", SAMCL(ReservoirMemory(3, on_disk)), **options)
+        second.run()
+        assert (second.strategy.memory.nbytes == 0) == on_disk
+        runs.append(weights(second))
+    assert same(*runs)
+
+
+class Counting(Sequential):
+    """Counts its verbs; the count of `end_task` is state that a second call would spoil."""
+
+    def __init__(self) -> None:
+        self.ended = torch.zeros(1)
+
+    def end_task(self, trainer) -> None:
+        self.ended += 1
+
+    def state_dict(self) -> dict:
+        return {"ended": self.ended}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.ended = state["ended"].clone()
+
+
+def test_a_task_ends_once_even_if_killed_right_after(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, Counting())
+
+    def die(*args):
+        raise Killed
+
+    monkeypatch.setattr(trainer.run_directory, "finish", die)
+    with pytest.raises(Killed):
+        trainer.run()
+    again = make_trainer(tmp_path, Counting())
+    again.run()
+    assert again.strategy.ended == 1
+    assert (tmp_path / "done.json").exists()
+
+
+def test_a_loader_that_a_host_adds_does_not_spoil_a_resumed_run(tmp_path):
+    from monai.handlers import CheckpointLoader
+
+    whole = make_trainer(tmp_path / "whole", Sequential(), max_epochs=3)
+    whole.run()
+    save_tensors(tmp_path / "other.pt", make_network().state_dict())
+
+    def trainer():
+        network = make_network()
+        loader = CheckpointLoader(str(tmp_path / "other.pt"), {"model": network})
+        return make_trainer(tmp_path / "part", Sequential(), network=network, max_epochs=3, train_handlers=[loader])
+
+    part = trainer()
+
+    def stop(engine):
+        if engine.state.iteration == 3:
+            raise Killed
+
+    part.add_event_handler(Events.ITERATION_COMPLETED, stop)
+    with pytest.raises(Killed):
+        part.run()
+    again = trainer()
+    again.run()
+    assert same(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("change", ["velocity_scale", "optimizer", "objective"])
+def test_every_option_that_decides_the_result_is_a_setting(tmp_path, change):
+    make_trainer(tmp_path, Sequential()).run()
+    network, options = make_network(), {}
+    if change == "velocity_scale":
+        network.velocity_scale = 2.0
+    elif change == "optimizer":
+        options["optimizer"] = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=0.1)
+    else:
+        from bundles.samcl.scripts.objective import RegistrationObjective
+
+        options["loss_function"] = RegistrationObjective(window=3, steps=2, downsize=2)
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        make_trainer(tmp_path, Sequential(), network=network, **options).run()
+
+
+def test_handlers_of_every_event_are_called(tmp_path):
+    from monai.engines.utils import IterationEvents
+
+    trainer = make_trainer(tmp_path, Sequential(), max_epochs=1)
+    called = []
+    events = ["FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED", "MODEL_COMPLETED"]
+    for name in events:
+        trainer.add_event_handler(getattr(IterationEvents, name), lambda engine, n: called.append(n), name)
+    trainer.run()
+    assert called == events * 2
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path / "first")
+    trainer.world = 2
+    trainer._barrier = lambda: None
+    trainer.run()
+    with pytest.raises(InputError, match=r"first: found a run of 2 processes.*as many as now, 1"):
+        make_trainer(tmp_path / "second", init_from=tmp_path / "first").run()
+
+
+def test_loss_scaling_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="amp"):
+        make_trainer(tmp_path, amp=True)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    trainer = make_trainer(tmp_path, Sequential(), max_epochs=2)
+
+    def spoil(engine):
+        if engine.state.iteration == 3:
+            next(engine.network.parameters()).data.fill_(float("nan"))
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, spoil)
+    with pytest.raises(FloatingPointError, match="weights are not finite"):
+        trainer.run()
+    state = load_tensors(tmp_path / "state.pt")
+    assert state["iteration"] == 2
+    assert all(torch.isfinite(v).all() for v in state["network"].values())

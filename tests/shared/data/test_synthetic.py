@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from shared.data.motion import determinants, grid_points, inverse, move, random_velocity, voxels_to_points
-from shared.data.synthetic import REGISTRATION_TASKS, write_registration_tasks
+from shared.data.synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 from shared.errors import InputError
 
 FEW = {"training": 2, "validation": 1, "test": 3}
@@ -308,3 +308,15 @@ def test_default_tasks_are_as_hard_as_documented(tmp_path, name):
     low, high = (0.7, 0.85) if name == "synth_lung_ct" else (0.48, 0.64)
     assert low < start < high
     assert end > 0.86
+
+
+def test_only_folders_of_this_version_are_current(tmp_path):
+    assert not is_current(tmp_path / "synth_brain_mr")
+    folder = write_registration_tasks(tmp_path, ["synth_brain_mr"], size=8, counts=FEW)["synth_brain_mr"]
+    assert is_current(folder)
+    path = folder / "synth_brain_mr_dataset.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "synthetic": {**content["synthetic"], "version": 0}}))
+    assert not is_current(folder)
+    path.write_text(json.dumps({k: v for k, v in content.items() if k != "synthetic"}))
+    assert is_current(folder)  # a user's own dataset under that name
