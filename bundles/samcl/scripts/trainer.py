@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from shared.data.pairs import Sample, stack_pairs
+from shared.data.sampler import ResumableSampler
 from shared.errors import InputError
 from shared.files import load_tensors
 from shared.run_directory import RunDirectory
@@ -24,7 +25,7 @@ from shared.run_directory import RunDirectory
 from .objective import RegistrationObjective
 from .strategies import Strategy
 
-__all__ = ["ContinualTrainer", "ResumableSampler", "load_weights", "unwrap"]
+__all__ = ["ContinualTrainer", "load_weights", "unwrap"]
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -53,31 +54,6 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"{path}: holds a model of another architecture ({len(differences)} tensors differ; {differences[0]})"
         )
     unwrap(network).load_state_dict(weights)
-
-
-class ResumableSampler(Sampler[int]):
-    """An endless shuffled stream of indices that can start anywhere: position and seed decide each index.
-
-    Args:
-        length: size of the dataset.
-        seed: of the permutations, one a pass over the dataset.
-        rank: of this process; each rank sees every ``world``-th index.
-        world: number of processes.
-    """
-
-    def __init__(self, length: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.length, self.seed, self.rank, self.world = length, seed, rank, world
-        self.position = 0  # indices that this rank has already used
-
-    def __iter__(self) -> Iterator[int]:
-        position = self.position * self.world + self.rank
-        epoch, order = -1, torch.empty(0)
-        while True:
-            if position // self.length != epoch:
-                epoch = position // self.length
-                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + 104729 * epoch))
-            yield int(order[position % self.length])
-            position += self.world
 
 
 class ContinualTrainer(SupervisedTrainer):

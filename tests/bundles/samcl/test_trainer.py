@@ -11,38 +11,15 @@ from ignite.engine import Events
 
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import SAMCL, Sequential
-from bundles.samcl.scripts.trainer import ResumableSampler, load_weights
+from bundles.samcl.scripts.trainer import load_weights
 from shared.errors import InputError
 from shared.files import load_tensors, save_tensors
 from shared.handlers import TrainingLog
 from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same, weights
 
 
-def take(sampler: ResumableSampler, count: int) -> list[int]:
-    return list(itertools.islice(iter(sampler), count))
-
-
 class Killed(BaseException):
     """Like a kill, nothing in the code may catch it."""
-
-
-def test_sampler_visits_every_pair_once_a_pass_in_another_order():
-    first, second = take(ResumableSampler(7), 7), take(ResumableSampler(7), 14)[7:]
-    assert sorted(first) == sorted(second) == list(range(7))
-    assert first != second
-
-
-@pytest.mark.parametrize("position", [0, 3, 7, 12])
-def test_sampler_goes_on_from_any_position(position):
-    sampler = ResumableSampler(7, seed=5)
-    sampler.position = position
-    assert take(sampler, 6) == take(ResumableSampler(7, seed=5), position + 6)[position:]
-
-
-def test_ranks_share_one_stream():
-    stream = take(ResumableSampler(5), 10)
-    ranks = [take(ResumableSampler(5, rank=r, world=2), 5) for r in (0, 1)]
-    assert ranks == [stream[0::2], stream[1::2]]
 
 
 def test_training_lowers_the_loss(tmp_path):
