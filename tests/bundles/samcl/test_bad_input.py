@@ -52,7 +52,8 @@ def test_other_formats_that_are_no_images(tmp_path, pair, suffix, content):
 
 def test_a_file_read_beyond_the_cache_is_named_as_well(tmp_path, pair):
     truncated(tmp_path / "bad.nii.gz")
-    dataset = PairDataset([{**pair, "moving_image": str(tmp_path / "bad.nii.gz")}], NETWORK_SIZE, cache_num=0)
+    bad = {**pair, "moving_image": str(tmp_path / "bad.nii.gz")}
+    dataset = PairDataset([bad], NETWORK_SIZE, ct_window=(-200, 300), cache_num=0)
     with pytest.raises(InputError, match=r"bad\.nii\.gz: its voxels cannot be read"):
         dataset[0]
 
