@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 from types import TracebackType
 
-__all__ = ["InputError", "report_input_errors"]
+__all__ = ["InputError", "did_you_mean", "report_input_errors"]
 
 
 class InputError(ValueError):
     """Something that the user handed over cannot be used: says which file, what was found, what is expected."""
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" with the known name nearest to ``found``, or "" where none is near."""
+    near = get_close_matches(found, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def report_input_errors() -> None:

@@ -14,25 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .data.corruption import CorruptedPairs
 from .data.images import read_label, read_points
 from .data.pairs import PairDataset, Sample, label_file, stack_pairs
-from .files import save_json, writable_dir
-from .handlers import write_csv
-from .metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from .files import save_json, writable_dir, write_csv
+from .metrics import METRICS, assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
 from .transform_io import Grid, affine_ddf, to_native
 from .warp import warp, warp_points
 
 __all__ = ["RegistrationEvaluator", "format_table", "predict", "score_pair", "summarise", "validation_title"]
-
-# Column -> (heading, the larger the better).
-METRICS = {
-    "dice": ("Dice", True),
-    "hd95_mm": ("HD95 mm", False),
-    "assd_mm": ("ASSD mm", False),
-    "tre_mm": ("TRE mm", False),
-    "folds_percent": ("folds %", False),
-    "sdlogj": ("SDlogJ", False),
-}
 
 
 @torch.no_grad()
@@ -63,7 +53,7 @@ def _label_scores(warped: Tensor, fixed: Tensor, spacing_mm: Sequence[float]) ->
     }
 
 
-def score_pair(sample: Sample, ddf: Tensor) -> dict[str, float]:
+def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
     """Score a field on the fixed image's own grid, and the unregistered pair beside it (``*_before``).
 
     Label scores are means over the labels of the pair; a label that vanished counts with Dice 0.
@@ -71,13 +61,14 @@ def score_pair(sample: Sample, ddf: Tensor) -> dict[str, float]:
     Args:
         sample: of :class:`PairDataset`.
         ddf: (1, d, *S) on the network's grid, in its voxels.
+        native: what `to_native` makes of ``ddf``, where the caller has it.
 
     Returns:
         ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``.
     """
     pair, grids = sample["pair"], sample["grids"]
     fixed, moving = grids["fixed"], grids["moving"]
-    field, total = to_native(ddf, grids["network"], fixed, moving)
+    field, total = native or to_native(ddf, grids["network"], fixed, moving)
     dims = len(fixed.shape)
     row: dict[str, float] = {}
     fixed_label, moving_label = label_file(pair, "fixed"), label_file(pair, "moving")
@@ -151,7 +142,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
     def __init__(
         self,
         device: torch.device,
-        dataset: PairDataset,
+        dataset: PairDataset | CorruptedPairs,
         network: nn.Module,
         inferer: Callable,
         output_dir: str | Path,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +15,16 @@ import torch
 
 from .errors import InputError
 
-__all__ = ["atomic_path", "atomic_write", "load_tensors", "read_json", "save_json", "save_tensors", "writable_dir"]
+__all__ = [
+    "atomic_path",
+    "atomic_write",
+    "load_tensors",
+    "read_json",
+    "save_json",
+    "save_tensors",
+    "writable_dir",
+    "write_csv",
+]
 
 
 @contextmanager
@@ -66,6 +77,16 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); expected a JSON file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: malformed JSON ({error}); expected a valid JSON document") from error
+
+
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV, atomically; columns in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, lambda stream: stream.write(text.getvalue().encode()))
 
 
 def save_tensors(path: str | Path, content: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from pathlib import Path
@@ -14,19 +12,9 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from tqdm import tqdm
 
-from .files import atomic_write
+from .files import write_csv
 
-__all__ = ["TrainingLog", "write_csv"]
-
-
-def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; columns in order of first appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(path, lambda stream: stream.write(text.getvalue().encode()))
+__all__ = ["TrainingLog"]
 
 
 class TrainingLog:

@@ -6,25 +6,18 @@ kill leaves beside it is never read. ``model.pt`` and ``done.json`` are written 
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .errors import InputError
 from .files import load_tensors, read_json, save_json, save_tensors, writable_dir
+from .settings import differences
 
 __all__ = ["RunDirectory"]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    rows: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            rows.update(_flat(value, f"{prefix}{key}."))
-        else:
-            rows[f"{prefix}{key}"] = str(value)
-    return rows
 
 
 class RunDirectory:
@@ -72,10 +65,25 @@ class RunDirectory:
         """Record of a complete run."""
         return self.path / "done.json"
 
-    @staticmethod
-    def digest(settings: dict[str, Any]) -> str:
-        """Hash of the settings that decide the result."""
-        return hashlib.sha256(json.dumps(_flat(settings), sort_keys=True).encode()).hexdigest()
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder (rank 0): nobody else trains in it. The system lets go of it when the process dies.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        if self.rank != 0:
+            yield
+            return
+        try:
+            # A killed owner may need a moment to be gone.
+            guard = FileLock(self.path / ".lock").acquire(timeout=10)
+        except Timeout:
+            raise InputError(
+                f"{self.path}: found another process that trains in this folder; expected one at a time"
+            ) from None
+        with guard:
+            yield
 
     def check_settings(self, settings: dict[str, Any]) -> None:
         """Compare with the settings that the folder was begun with, or note them down.
@@ -85,13 +93,10 @@ class RunDirectory:
         """
         record = self.path / "settings.json"
         if self.state.exists() or self.done.exists():
-            # Through JSON, as the record went: a tuple comes back as a list.
-            old, new = _flat(read_json(record)), _flat(json.loads(json.dumps(settings)))
-            changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+            changed = differences(read_json(record), settings)
             if changed:
-                listed = "; ".join(f"{k}: found {old.get(k)}, asked for {new.get(k)}" for k in changed[:6])
                 raise InputError(
-                    f"{self.path}: holds a run with other settings ({listed}); expected the same settings to go on "
+                    f"{self.path}: holds a run with other settings ({changed}); expected the same settings to go on "
                     "with it, or another --run_dir"
                 )
         elif self.rank == 0:

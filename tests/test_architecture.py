@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(p.name for p in (ROOT / "bundles").iterdir() if (p / "configs").is_dir())
 HEAVY = {"itk", "matplotlib", "mlflow", "triton", "tensorboard"}
-TOOLS_MAY_USE = {"metrics", "transform_io", "plots", "data", "optimise", "errors", "files"}
+TOOLS_MAY_USE = {"metrics", "transform_io", "plots", "data", "optimise", "errors", "files", "settings"}
 
 
 def sources(folder: str) -> list[Path]:

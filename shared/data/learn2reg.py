@@ -8,11 +8,10 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..files import read_json
 
 __all__ = ["find_task", "known_tasks", "label_names", "pairs_of_items", "read_pairs"]
@@ -28,21 +27,25 @@ def known_tasks(dataset_dir: str | Path) -> dict[str, Path]:
     return {path.name.removesuffix("_dataset.json"): path for path in files}
 
 
-def find_task(dataset_dir: str | Path, task: str) -> Path:
+def find_task(dataset_dir: str | Path, task: str, also_known: Sequence[str] = ()) -> Path:
     """Return the dataset JSON of a task.
+
+    Args:
+        dataset_dir: folder of dataset folders, or one dataset folder.
+        task: name in ``<task>_dataset.json``.
+        also_known: names for the message that need no folder yet: tasks that the caller can write.
 
     Raises:
         InputError: no such task; the known ones and the nearest name are listed.
     """
-    if not Path(dataset_dir).is_dir():
+    found = known_tasks(dataset_dir)
+    if task in found:
+        return found[task]
+    known = list(dict.fromkeys([*found, *also_known]))
+    if not known and not Path(dataset_dir).is_dir():
         raise InputError(f"{dataset_dir}: no such folder; expected a folder of Learn2Reg datasets (dataset_dir)")
-    known = known_tasks(dataset_dir)
-    if task not in known:
-        near = get_close_matches(task, known, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        listed = ", ".join(known) or "none: no *_dataset.json there"
-        raise InputError(f"{dataset_dir}: found no task '{task}'{hint}; known tasks: {listed}")
-    return known[task]
+    listed = ", ".join(known) or "none: no *_dataset.json there"
+    raise InputError(f"{dataset_dir}: found no task '{task}'{did_you_mean(task, known)}; known tasks: {listed}")
 
 
 def _items(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, str]]:

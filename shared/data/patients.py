@@ -106,7 +106,7 @@ TASKS = (
         bias=0.3,
         between=(4, 2.0, 0.05),
         within=(4, 2.0, 0.055),
-        counts={"training": 32, "validation": 8, "test": 24},
+        counts={"training": 96, "validation": 8, "test": 24},
     ),
 )
 

@@ -22,7 +22,7 @@ from .patients import TASKS, PatientSource, RegistrationTask
 
 __all__ = ["REGISTRATION_TASKS", "write_registration_tasks"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 REGISTRATION_TASKS = tuple(task.name for task in TASKS)
 
 Item = dict[str, str]

@@ -1,5 +1,29 @@
 """Evaluation measures."""
 
-from .registration import assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from .continual import (
+    backward_transfer,
+    final_average,
+    forgetting,
+    forward_transfer,
+    intransigence,
+    summary,
+    unseen_average,
+)
+from .registration import METRICS, assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
 
-__all__ = ["assd_per_label", "dice_per_label", "fold_percent", "hd95_per_label", "sdlogj", "tre_mm"]
+__all__ = [
+    "METRICS",
+    "assd_per_label",
+    "backward_transfer",
+    "dice_per_label",
+    "final_average",
+    "fold_percent",
+    "forgetting",
+    "forward_transfer",
+    "hd95_per_label",
+    "intransigence",
+    "sdlogj",
+    "summary",
+    "tre_mm",
+    "unseen_average",
+]

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from ..fields import jacobian_determinant
 
-__all__ = ["assd_per_label", "dice_per_label", "fold_percent", "hd95_per_label", "sdlogj", "tre_mm"]
+__all__ = ["METRICS", "assd_per_label", "dice_per_label", "fold_percent", "hd95_per_label", "sdlogj", "tre_mm"]
+
+# Column of a table of scores -> (heading, whether larger is better).
+METRICS = {
+    "dice": ("Dice", True),
+    "hd95_mm": ("HD95 mm", False),
+    "assd_mm": ("ASSD mm", False),
+    "tre_mm": ("TRE mm", False),
+    "folds_percent": ("folds %", False),
+    "sdlogj": ("SDlogJ", False),
+}
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from shared.data.learn2reg import read_pairs
 from shared.data.pairs import PairDataset
 from shared.data.synthetic import write_registration_tasks
 from shared.evaluation import RegistrationEvaluator, format_table, score_pair, summarise, validation_title
+from shared.transform_io import to_native
 from tests.learn2reg_folder import affine, blobs, save
 
 
@@ -61,6 +62,16 @@ def test_a_coarser_network_grid_scores_on_the_images_own_grid(tmp_path):
     row = score_pair(sample, ddf)
     assert row["dice"] == pytest.approx(1.0)
     assert row["tre_mm"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_fields_that_the_caller_has_score_alike(tmp_path):
+    sample = PairDataset([shifted_pair(tmp_path, 3)], (12, 10, 8))[0]
+    ddf = torch.zeros(1, 3, 12, 10, 8)
+    ddf[:, 0] = 0.7
+    native = to_native(ddf, *(sample["grids"][name] for name in ("network", "fixed", "moving")))
+    assert score_pair(sample, ddf, native) == score_pair(sample, ddf)
+    other = to_native(0 * ddf, *(sample["grids"][name] for name in ("network", "fixed", "moving")))
+    assert score_pair(sample, ddf, other)["dice"] != score_pair(sample, ddf)["dice"]
 
 
 def test_folds_are_counted():

@@ -1,13 +1,21 @@
-"""Setting up and taking down the processes of `torchrun`."""
+"""The processes of `torchrun`: setting up, agreeing, taking down."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["local_device", "start_processes", "stop_processes"]
+__all__ = ["from_first_rank", "local_device", "on_all_ranks", "start_processes", "stop_processes"]
+
+Result = TypeVar("Result")
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def local_device() -> torch.device:
@@ -30,3 +38,21 @@ def start_processes() -> None:
 def stop_processes() -> None:
     """Leave the process group."""
     dist.destroy_process_group()
+
+
+def from_first_rank(compute: Callable[[], Result]) -> Result:
+    """Let rank 0 compute tensors (on the CPU) and plain containers, and hand them to all; one process computes."""
+    if not _several():
+        return compute()
+    content = [compute() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(content, src=0)
+    return content[0]  # type: ignore[return-value]
+
+
+def on_all_ranks(condition: bool, device: torch.device | str) -> bool:
+    """Whether the condition holds on every rank: all must make the same passes, or the first waits for ever."""
+    if not _several():
+        return condition
+    answer = torch.tensor(int(condition), device=device)
+    dist.all_reduce(answer, dist.ReduceOp.MIN)
+    return bool(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from shared.data.images import read_image, read_label
-from shared.data.learn2reg import known_tasks, read_pairs
+from shared.data.learn2reg import find_task, known_tasks, read_pairs
 from shared.data.pairs import PairDataset
 from shared.data.synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 from shared.errors import InputError
@@ -26,14 +25,25 @@ from shared.warp import warp
 __all__ = ["load_pairs", "register_files"]
 
 
+def _embedded_folder(dataset_dir: str | Path, task: str) -> Path:
+    """Return where an embedded task lies or should lie: ``dataset_dir`` may be the task's own folder."""
+    found = known_tasks(dataset_dir).get(task)
+    if found is not None:
+        return found.absolute().parent
+    root = Path(dataset_dir).absolute()
+    return root if root.name == task else root / task
+
+
 def _write_embedded(dataset_dir: str | Path, task: str) -> None:
     """Write an embedded task where it is missing; with several processes the first writes and the others wait."""
     several = dist.is_available() and dist.is_initialized()
     if several and dist.get_rank() > 0:
         dist.barrier()
-    elif task in REGISTRATION_TASKS and not is_current(Path(dataset_dir) / task):
-        writable_dir(dataset_dir)
-        write_registration_tasks(dataset_dir, [task], progress=True)
+    elif task in REGISTRATION_TASKS:
+        folder = _embedded_folder(dataset_dir, task)
+        # A folder of another name is a copy that somebody made: nothing is written beside it.
+        if folder.name == task and not is_current(folder):
+            write_registration_tasks(folder.parent, [task], progress=True)
     if several and dist.get_rank() == 0:
         dist.barrier()
 
@@ -45,11 +55,7 @@ def load_pairs(dataset_dir: str | Path, task: str, split: str, with_self: bool =
         InputError: unknown task (the known ones are listed) or an unusable folder.
     """
     _write_embedded(dataset_dir, task)
-    if task not in known_tasks(dataset_dir):
-        known = ", ".join(dict.fromkeys([*known_tasks(dataset_dir), *REGISTRATION_TASKS]))
-        near = get_close_matches(task, known.split(", "), n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise InputError(f"{dataset_dir}: found no task '{task}'{hint}; known tasks: {known}")
+    find_task(dataset_dir, task, REGISTRATION_TASKS)
     return read_pairs(dataset_dir, task, split, with_self)
 
 
@@ -121,7 +127,7 @@ def register_files(
         kind = np.uint8 if int(label.max()) <= np.iinfo(np.uint8).max else np.int16
         write_nifti(folder / "warped_label.nii.gz", warped_label.astype(kind), fixed)
     write_itk_displacement(folder / "displacement.nii.gz", fixed_ddf, fixed)
-    scores = score_pair(sample, ddf)
+    scores = score_pair(sample, ddf, (fixed_ddf, total))
     save_json(folder / "metrics.json", {"pair": {k: str(v) for k, v in pair.items()}, "scores": scores})
     pair_figure(sample, ddf, folder / "registration.png", title=Path(pair["moving_image"]).name)
     print(f"{Path(pair['moving_image']).name} registered to {Path(pair['fixed_image']).name}: written to {folder}")

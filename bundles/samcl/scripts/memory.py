@@ -70,8 +70,9 @@ class ReservoirMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the pairs in RAM take."""
-        return sum(v.nbytes for _, s in self._slots if s for v in s.values() if isinstance(v, Tensor))
+        """Bytes that the pairs take: tensors in RAM, files on disk."""
+        in_ram = sum(v.nbytes for _, s in self._slots if s for v in s.values() if isinstance(v, Tensor))
+        return in_ram + sum(self._file(n).stat().st_size for n, s in self._slots if s is None)
 
     def offer(self, sample: Sample, generator: torch.Generator) -> bool:
         """Offer a pair; return whether it was taken in."""
@@ -91,10 +92,11 @@ class ReservoirMemory:
             self._slots[slot] = entry
         return True
 
-    def draw(self, count: int, generator: torch.Generator) -> list[Sample]:
-        """Draw up to ``count`` different pairs, uniformly."""
-        chosen = torch.randperm(len(self._slots), generator=generator)[:count]
-        return [_restore(self._pair(*self._slots[int(i)])) for i in chosen]
+    def draw(self, count: int, generator: torch.Generator, before: int | None = None) -> list[Sample]:
+        """Draw up to ``count`` different pairs, uniformly; with ``before``, of those offered when ``seen`` was less."""
+        slots = self._slots if before is None else [slot for slot in self._slots if slot[0] < before]
+        chosen = torch.randperm(len(slots), generator=generator)[:count]
+        return [_restore(self._pair(*slots[int(i)])) for i in chosen]
 
     def _part(self, count: int) -> list[int]:
         """Choose which of ``count`` pairs a smaller memory takes over: a random part, the same at every call."""

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shared.continual import worst_perturbation
+
 __all__ = ["SAM"]
 
 
 class SAM:
     """Take the gradient at the worst nearby point, and step with it from where the weights are.
 
-    Plain: ``e = rho g / ||g||`` (Foret et al., "Sharpness-aware minimization", ICLR 2021, eq. 2). Adaptive:
-    ``e = rho w^2 g / || |w| g ||`` (Kwon et al., "ASAM", ICML 2021, eq. 4), elementwise squares, one global norm.
+    Foret et al., "Sharpness-aware minimization", ICLR 2021; adaptive: Kwon et al., "ASAM", ICML 2021. The formulas are
+    at :func:`~shared.continual.worst_perturbation`.
     With ``rho`` 0 there is one pass and the optimizer's own step. Nothing in a step waits for the device.
 
     Args:
@@ -41,14 +43,7 @@ class SAM:
             return []
         gradients = [p.grad for p in parameters if p.grad is not None]
         before = [p.detach().clone() for p in parameters]
-        ascent = gradients
-        if self.adaptive:
-            ascent = torch._foreach_mul(torch._foreach_abs(parameters), gradients)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ascent)))
-        if self.adaptive:
-            ascent = torch._foreach_mul(ascent, torch._foreach_abs(parameters))
-        scale = self.rho / (norm + 1e-12)
-        torch._foreach_add_(parameters, torch._foreach_mul(ascent, scale))
+        torch._foreach_add_(parameters, worst_perturbation(parameters, gradients, self.rho, self.adaptive))
         return list(zip(parameters, before, strict=True))
 
     @torch.no_grad()

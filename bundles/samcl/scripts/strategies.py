@@ -1,7 +1,8 @@
 """Continual strategies: what one training iteration does with the current batch and the past.
 
 A strategy has three verbs, ``begin_task``, ``step`` and ``end_task``; one short class each, chosen by the config id
-``strategy``. What a strategy must remember is in ``state_dict`` (tensors and plain containers) and ``memory``.
+``strategy``. What a strategy must remember is in ``state_dict`` (tensors and plain containers) and ``memory``. Here:
+the base, and strategies that replay or flatten; others are in ``consolidation.py`` and ``gradient_projection.py``.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from shared.continual import interpolate, project_conflict
 from shared.data.pairs import Sample
 
+from .distributed import on_all_ranks
 from .memory import ReservoirMemory
 from .sam import SAM
+from .weights import trainable
 
 if TYPE_CHECKING:
     from .trainer import ContinualTrainer
 
-__all__ = ["SAMCL", "Sequential", "Strategy"]
+__all__ = ["AGEM", "ER", "MER", "SAMCL", "Sequential", "SharpnessAware", "Strategy"]
 
 Parts = dict[str, Tensor]
 
 
 class Strategy:
-    """Base of all strategies: remembers nothing."""
+    """Base of all strategies: remembers nothing, and does one optimizer step on the batch."""
 
     memory: ReservoirMemory | None = None
 
@@ -38,14 +42,20 @@ class Strategy:
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do one iteration on samples of the current task; return the loss parts by name."""
-        raise NotImplementedError
+        return self.descend(trainer, [trainer.prepare(s) for s in samples])
+
+    def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
+        """Do one optimizer step on prepared samples; return the loss parts by name."""
+        parts = trainer.backward(samples)
+        trainer.optimizer.step()
+        return parts
 
     def end_task(self, trainer: ContinualTrainer) -> None:
-        """Take down what later tasks need of this one."""
+        """Take down what later tasks need of this one; a killed run does it again, with the same random numbers."""
 
     def settings(self) -> dict[str, Any]:
-        """Return what defines the strategy, for the run's record."""
-        plain = {k: v for k, v in vars(self).items() if isinstance(v, (bool, int, float, str))}
+        """Return what defines the strategy, for the run's record: public attributes of plain type."""
+        plain = {k: v for k, v in vars(self).items() if isinstance(v, (bool, int, float, str)) and k[0] != "_"}
         return {"name": type(self).__name__, **plain, "memory": repr(self.memory)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,26 +67,132 @@ class Strategy:
 
 
 class Sequential(Strategy):
-    """Plain training on one task after another: the baseline that forgets."""
+    """Plain training on one task after another: the baseline that forgets.
 
-    def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Do one optimizer step on the batch."""
-        parts = trainer.backward([trainer.prepare(s) for s in samples])
-        trainer.optimizer.step()
-        return parts
+    Also what joint training (all tasks pooled) and single training (a network a task) do: they differ in the data.
+    """
 
 
-class SAMCL(Strategy):
-    """Sharpness-aware meta-continual learning (Wang, Luo & Zhuang, MICCAI 2024).
+class SharpnessAware(Strategy):
+    """Sharpness-aware minimisation alone, without memory (Foret et al., ICLR 2021; adaptive: Kwon et al., ICML 2021).
 
-    One iteration: remember the weights; a SAM step on each sample of the batch alone; offer the samples to the
-    reservoir; a SAM step on a batch drawn from it; then move only ``beta`` of the way from the remembered weights
-    to the new ones (Reptile, Nichol et al., 2018). The gradients met on the way come out more alike, and at flat
-    minima. The optimizer's moments run through all tasks. With a batch of k: 2 (k + k) passes, k + 1 optimizer steps.
+    Flat minima tolerate the next task's steps better (Mehta et al., JMLR 2023). Two passes a sample.
+
+    Args:
+        rho: radius of SAM.
+        adaptive: scale the neighbourhood by the weights.
+    """
+
+    def __init__(self, rho: float = 0.05, adaptive: bool = True) -> None:
+        self.rho, self.adaptive = rho, adaptive
+
+    def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
+        """Do one SAM step."""
+        return SAM(trainer.optimizer, self.rho, self.adaptive).step(lambda: trainer.backward(samples))
+
+
+class Replay(Strategy):
+    """Base of strategies that step on the batch and on pairs drawn from a reservoir.
 
     Args:
         memory: reservoir of past pairs.
-        rho: radius of SAM; 0 leaves MER (Riemer et al., ICLR 2019).
+    """
+
+    def __init__(self, memory: ReservoirMemory) -> None:
+        self.memory: ReservoirMemory = memory
+
+    def _offer(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self.memory.offer(sample, trainer.generator)
+
+    def _draw(self, trainer: ContinualTrainer, count: int, before: int | None = None) -> list[Sample]:
+        return [trainer.prepare(s) for s in self.memory.draw(count, trainer.generator, before)]
+
+    def _each_then_replay(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
+        """Step on each sample alone, offer them, step on a replayed batch; the samples' parts come back averaged."""
+        seen = [self.descend(trainer, [trainer.prepare(sample)]) for sample in samples]
+        self._offer(trainer, samples)
+        replay = self.descend(trainer, self._draw(trainer, len(samples)))
+        names = dict.fromkeys(name for parts in seen for name in parts)
+        parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in names}
+        return {**parts, "replay_loss": replay["loss"]}
+
+
+class ER(Replay):
+    """Experience replay (Rolnick et al., NeurIPS 2019; Chaudhry et al., "On tiny episodic memories", 2019).
+
+    Two passes a sample.
+
+    Args:
+        memory: reservoir of past pairs.
+        steps: "joint": one optimizer step on the mean of two losses, of the batch and of an equally large one drawn
+            from the memory before the batch is offered to it. "each": a step on each sample alone, then on a replayed
+            batch, as MER does it.
+
+    Raises:
+        ValueError: other ``steps``.
+    """
+
+    def __init__(self, memory: ReservoirMemory, steps: str = "joint") -> None:
+        if steps not in ("joint", "each"):
+            raise ValueError(f"found steps '{steps}', expected joint or each")
+        super().__init__(memory)
+        self.steps = steps
+
+    def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
+        """Do the update described above."""
+        if self.steps == "each":
+            return self._each_then_replay(trainer, samples)
+        replayed = self._draw(trainer, len(samples))
+        parts = trainer.backward([trainer.prepare(s) for s in samples])
+        if replayed:
+            current = _gradients(trainer)
+            parts["replay_loss"] = trainer.backward(replayed)["loss"]
+            _set_gradients(trainer, torch._foreach_mul(torch._foreach_add(current, _gradients(trainer)), 0.5))
+        trainer.optimizer.step()
+        self._offer(trainer, samples)
+        return parts
+
+
+class MER(Replay):
+    """Meta-experience replay (Riemer et al., ICLR 2019, algorithm 6).
+
+    One iteration: remember the weights; a step on each sample of the batch alone; offer the samples to the reservoir;
+    a step on a batch drawn from it; then move only ``beta`` of the way from the remembered weights to the new ones
+    (Reptile, Nichol et al., 2018). The gradients met on the way come out more alike. Two passes a sample.
+
+    Args:
+        memory: reservoir of past pairs.
+        beta: 1 leaves out the interpolation, 0 learns nothing.
+
+    Raises:
+        ValueError: ``beta`` outside [0, 1].
+    """
+
+    def __init__(self, memory: ReservoirMemory, beta: float = 0.5) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"found beta {beta}, expected 0 to 1")
+        super().__init__(memory)
+        self.beta = beta
+
+    def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
+        """Do the update described above; the parts are those of the current samples, averaged."""
+        weights = list(trainable(trainer.network).values())
+        start = [p.detach().clone() for p in weights]
+        parts = self._each_then_replay(trainer, samples)
+        interpolate(weights, start, self.beta)
+        return parts
+
+
+class SAMCL(MER):
+    """Sharpness-aware meta-continual learning (Wang, Luo & Zhuang, MICCAI 2024): MER whose every step is a SAM step.
+
+    The gradients met on the way come out more alike, and at flat minima. The optimizer's moments run through all tasks.
+    With a batch of k: 2 (k + k) passes, k + 1 optimizer steps.
+
+    Args:
+        memory: reservoir of past pairs.
+        rho: radius of SAM; 0 leaves MER.
         adaptive: adaptive SAM.
         beta: 1 leaves out the interpolation, 0 learns nothing.
 
@@ -85,28 +201,60 @@ class SAMCL(Strategy):
     """
 
     def __init__(self, memory: ReservoirMemory, rho: float = 0.05, adaptive: bool = True, beta: float = 0.25) -> None:
-        if not 0 <= beta <= 1:
-            raise ValueError(f"found beta {beta}, expected 0 to 1")
-        self.memory: ReservoirMemory = memory
-        self.rho, self.adaptive, self.beta = rho, adaptive, beta
+        super().__init__(memory, beta)
+        self.rho, self.adaptive = rho, adaptive
+
+    def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
+        """Do one SAM step."""
+        return SAM(trainer.optimizer, self.rho, self.adaptive).step(lambda: trainer.backward(samples))
+
+
+class AGEM(Replay):
+    """Averaged gradient episodic memory (Chaudhry et al., ICLR 2019).
+
+    The batch's gradient loses its part against the gradient of an equally large batch of earlier tasks' pairs, so that
+    to first order no step raises their loss. On the first task, plain training; then two passes a sample.
+
+    Args:
+        memory: reservoir of past pairs; pairs of the current task are offered, and serve as reference from the next on.
+    """
+
+    def __init__(self, memory: ReservoirMemory) -> None:
+        super().__init__(memory)
+        self._past = 0
+
+    def begin_task(self, trainer: ContinualTrainer) -> None:
+        """Note how many pairs earlier tasks have offered."""
+        if trainer.state.iteration == 0:
+            self._past = self.memory.seen
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Do the update described above; the parts are those of the current samples, averaged."""
-        sam = SAM(trainer.optimizer, self.rho, self.adaptive)
-        weights = [p for p in trainer.network.parameters() if p.requires_grad]
-        start = [p.detach().clone() for p in weights]
-        seen = [self._sam_step(sam, trainer, [trainer.prepare(sample)]) for sample in samples]
-        for sample in samples:
-            self.memory.offer(sample, trainer.generator)
-        replayed = [trainer.prepare(s) for s in self.memory.draw(len(samples), trainer.generator)]
-        replay = self._sam_step(sam, trainer, replayed)
-        with torch.no_grad():
-            # theta <- theta + (1 - beta) (theta0 - theta), in place: the optimizer's views stay valid.
-            torch._foreach_lerp_(weights, start, 1.0 - self.beta)
-        names = dict.fromkeys(name for parts in seen for name in parts)
-        parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in names}
-        return {**parts, "replay_loss": replay["loss"]}
+        """Do the update described above; ``replay_loss`` is that of the earlier tasks' pairs."""
+        parts = trainer.backward([trainer.prepare(s) for s in samples])
+        replayed = self._draw(trainer, len(samples), self._past)
+        if on_all_ranks(bool(replayed), trainer.state.device):
+            current = _gradients(trainer)
+            parts["replay_loss"] = trainer.backward(replayed)["loss"]
+            _set_gradients(trainer, project_conflict(current, _gradients(trainer)))
+        trainer.optimizer.step()
+        self._offer(trainer, samples)
+        return parts
 
-    @staticmethod
-    def _sam_step(sam: SAM, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        return sam.step(lambda: trainer.backward(samples))
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many pairs earlier tasks have offered."""
+        return {"past": self._past}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        self._past = int(state["past"])
+
+
+def _gradients(trainer: ContinualTrainer) -> list[Tensor]:
+    """Return copies of all gradients, zero where a weight has none."""
+    weights = trainable(trainer.network).values()
+    return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
+
+
+def _set_gradients(trainer: ContinualTrainer, gradients: Sequence[Tensor]) -> None:
+    for weight, gradient in zip(trainable(trainer.network).values(), gradients, strict=True):
+        weight.grad = gradient

@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, Events, RemovableEventHandle
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
+from monai.utils import ensure_tuple
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from shared.checkpoint import handler_states, plain, restore_handlers
 from shared.data.pairs import Sample, stack_pairs
 from shared.data.sampler import ResumableSampler
 from shared.errors import InputError
 from shared.files import load_tensors
 from shared.run_directory import RunDirectory
+from shared.settings import digest
 
 from .objective import RegistrationObjective
 from .strategies import Strategy
+from .weights import load_weights, unwrap
 
 __all__ = ["ContinualTrainer", "load_weights", "unwrap"]
 
 
-def unwrap(network: nn.Module) -> nn.Module:
-    """Return the network inside ``DistributedDataParallel``, or the network itself."""
-    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load ``model.pt`` strictly.
-
-    Raises:
-        InputError: unreadable, or weights of another architecture; the first differences are named.
-    """
-    weights = load_tensors(path)
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise InputError(f"{path}: holds a {type(weights).__name__} of other things; expected a dict of tensors")
-    expected = unwrap(network).state_dict()
-    differences = [
-        f"{k}: found {tuple(weights[k].shape) if k in weights else 'nothing'}, "
-        f"expected {tuple(expected[k].shape) if k in expected else 'nothing'}"
-        for k in sorted({*weights, *expected})
-        if k not in weights or k not in expected or weights[k].shape != expected[k].shape
-    ]
-    if differences:
-        raise InputError(
-            f"{path}: holds a model of another architecture ({len(differences)} tensors differ; {differences[0]})"
-        )
-    unwrap(network).load_state_dict(weights)
+def _tensor_bytes(content: Any) -> int:
+    """Return the bytes of all tensors in nested plain containers."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    if isinstance(content, dict):
+        return sum(_tensor_bytes(v) for v in content.values())
+    return sum(_tensor_bytes(v) for v in content) if isinstance(content, (list, tuple)) else 0
 
 
 class ContinualTrainer(SupervisedTrainer):
@@ -78,7 +64,8 @@ class ContinualTrainer(SupervisedTrainer):
         seed: of the order of pairs and of the memory's draws.
         autocast: None, or "bfloat16" for the network's forward pass.
         num_workers: data loading processes.
-        scheduler: a torch learning rate scheduler, stepped once an iteration.
+        scheduler: a torch learning rate scheduler, stepped once an iteration; its state is in the checkpoint, and so
+            are those of schedulers attached as handlers.
         inferer: kept for handlers and hosts that ask for it.
         train_handlers: MONAI and ignite handlers.
 
@@ -121,8 +108,10 @@ class ContinualTrainer(SupervisedTrainer):
         self.autocast, self.scheduler = autocast, scheduler
         self.generator = torch.Generator()
         self.passes = 0
+        self.seconds, self._clock = 0.0, 0.0
         self._task_ended = False
         self.log_rows: list[dict[str, float]] = []
+        self._handlers: list[Any] = list(ensure_tuple(train_handlers or ()))
         self.sampler = ResumableSampler(len(dataset), seed, self.rank, self.world)  # type: ignore[arg-type]
         loader = DataLoader(
             dataset, batch_size=batch_size, sampler=self.sampler, num_workers=num_workers, collate_fn=list
@@ -141,9 +130,14 @@ class ContinualTrainer(SupervisedTrainer):
             **kwargs,
         )
         self._resumed: dict[str, Any] | None = None
+        self._saves = False
         # After the handlers' own: a checkpoint loader that a host adds must not overwrite a resumed state.
-        self.add_event_handler(Events.STARTED, lambda engine: engine._keep_resumed_weights())
-        self.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.save())
+        self.add_event_handler(Events.STARTED, lambda engine: engine._keep_resumed_state())
+
+    def add_event_handler(self, event_name: Any, handler: Callable, *args: Any, **kwargs: Any) -> RemovableEventHandle:
+        """Register a handler, as in ignite; a state that it keeps goes into the checkpoint."""
+        self._handlers.append(handler)
+        return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     # -- one iteration -------------------------------------------------------------------------------------------------
 
@@ -151,30 +145,53 @@ class ContinualTrainer(SupervisedTrainer):
         """Move a sample to the device, ready for :meth:`backward`."""
         return self.loss_function.prepare(sample, self.state.device)
 
-    def backward(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Leave the gradient of the mean loss of prepared samples in the parameters; return the parts by name."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def velocity(self, network: nn.Module, image: Tensor) -> Tensor:
+        """Return a network's velocity for ``image`` (B, 2, *S), computed as training does: under ``autocast``."""
         device = torch.device(self.state.device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast == "bfloat16"):
-            dvf = self.network(stack_pairs(samples))
+            return network(image)
+
+    def backward(
+        self, samples: Sequence[Sample], extra: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
+        """Leave the gradient of the mean loss of prepared samples in the parameters; return the parts by name.
+
+        Args:
+            samples: of :meth:`prepare`.
+            extra: returns terms by name, for the network's input and its velocity, that are added to the loss. The
+                part ``loss`` stays the objective alone, comparable between strategies.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        image = stack_pairs(samples)
+        dvf = self.velocity(self.network, image)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         loss, parts = self.loss_function(dvf, samples)
+        more = extra(image, dvf) if extra is not None else {}
+        total = torch.stack([loss, *more.values()]).sum() if more else loss
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        loss.backward()
+        total.backward()
         self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.passes += len(samples)
-        return {"loss": loss.detach(), **parts}
+        return {"loss": loss.detach(), **parts, **{name: value.detach() for name, value in more.items()}}
 
     def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Tensor]:
         self.network.train()
-        text = f"{self.seed} {self.task} {self.state.iteration} {self.rank}"
-        self.generator.manual_seed(zlib.crc32(text.encode()))
+        self._reseed(f"{self.state.iteration} {self.rank}")
         parts = self.strategy.step(self, batchdata)
         if self.scheduler is not None:
             self.scheduler.step()
         engine.state.output = parts
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return parts
+
+    def _reseed(self, moment: str) -> None:
+        self.generator.manual_seed(zlib.crc32(f"{self.seed} {self.task} {moment}".encode()))
+
+    def draw_pairs(self, count: int) -> Iterator[Sample]:
+        """Yield up to ``count`` different training pairs, prepared; in ``end_task`` the same ones on every rank."""
+        dataset = self.data_loader.dataset
+        for index in torch.randperm(len(dataset), generator=self.generator)[:count].tolist():
+            yield self.prepare(dataset[index])
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -204,6 +221,10 @@ class ContinualTrainer(SupervisedTrainer):
         Raises:
             InputError: see the class.
         """
+        with self.run_directory.lock():
+            self._run()
+
+    def _run(self) -> None:
         settings = self.settings()
         self.run_directory.check_settings(settings)
         if self.run_directory.is_done():
@@ -212,20 +233,35 @@ class ContinualTrainer(SupervisedTrainer):
                 print(f"{self.run_directory.path}: this run is complete; nothing to train", flush=True)
             return
         self._restore()
+        self._clock = time.perf_counter()
         self.strategy.begin_task(self)
         if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
             super().run()
         if not self._task_ended:
+            self._reseed("end")  # killed in end_task, a run does it again: with the same draws, alike on all ranks
             self.strategy.end_task(self)
             self._task_ended = True
             self.save()
-        record = {"settings": self.run_directory.digest(settings), "passes": self.passes}
+        record = {"settings": digest(settings), "passes": self.passes, **self._costs()}
         self.run_directory.finish(unwrap(self.network).state_dict(), record)
         self._barrier()
 
-    def _keep_resumed_weights(self) -> None:
+    def _costs(self) -> dict[str, Any]:
+        """Return what the run took: seconds of training, bytes that the strategy keeps, most GPU bytes in use."""
+        device = torch.device(self.state.device)
+        memory = self.strategy.memory
+        kept = _tensor_bytes(self.strategy.state_dict()) + (0 if memory is None else memory.nbytes)
+        gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        return {"seconds": round(self.seconds, 2), "memory_bytes": kept, "peak_gpu_bytes": gpu}
+
+    def _keep_resumed_state(self) -> None:
+        if not self._saves:
+            # After the handlers' own, those that a host adds late too: the checkpoint holds what a scheduler did.
+            self.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.save())
+            self._saves = True
         if self._resumed is not None:
             unwrap(self.network).load_state_dict(self._resumed["network"])
+            restore_handlers(self._handlers, self._resumed["handlers"])
 
     def _restore(self) -> None:
         """Go on from the checkpoint of a killed run, or start from the previous task."""
@@ -246,6 +282,7 @@ class ContinualTrainer(SupervisedTrainer):
         if memory is not None:
             memory.load(self.run_directory.memory, self.run_directory.memory_index(state["iteration"]))
         torch.set_rng_state(state["rng"])
+        self.seconds = float(state["seconds"])
         self.passes, self.log_rows, self._task_ended = state["passes"], list(state["log"]), state["task_ended"]
         self.state.iteration = state["iteration"]
         self.state.epoch = state["iteration"] // self.state.epoch_length
@@ -294,17 +331,21 @@ class ContinualTrainer(SupervisedTrainer):
         if memory is not None:
             self.run_directory.save_memory_index(iteration, memory.save(self.run_directory.memory))
         self._barrier()
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
         state = {
             "iteration": iteration,
             "world": self.world,
             "task_ended": self._task_ended,
             "network": unwrap(self.network).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": plain(self.optimizer.state_dict()),
             "strategy": self.strategy.state_dict(),
             "strategy_name": type(self.strategy).__name__,
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict()),
+            "handlers": handler_states(self._handlers),
             "rng": torch.get_rng_state(),
             "passes": self.passes,
+            "seconds": self.seconds,
             "log": self.log_rows,
         }
         self.run_directory.save_state(state)

@@ -10,10 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from bundles.samcl.scripts.consolidation import EWC, SI, LwF
+from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
-from bundles.samcl.scripts.strategies import SAMCL, Sequential
+from bundles.samcl.scripts.strategies import AGEM, SAMCL, Sequential
+from shared.data.pairs import stack_pairs
 from shared.files import load_tensors, save_tensors
-from tests.bundles.samcl.tiny import make_network, make_trainer, same
+from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same
 
 
 def free_port() -> int:
@@ -86,3 +89,62 @@ def test_two_ranks_go_on_after_a_stop(tmp_path, strategy):
     resumed, other = two_ranks(tmp_path / "part", strategy)
     assert same(resumed, other)
     assert same(whole, resumed)
+
+
+CONSOLIDATING = {
+    "ewc": lambda: EWC(strength=100.0, samples=6, normalise=False),
+    "si": lambda: SI(strength=100.0),
+    "lwf": lambda: LwF(strength=100.0),
+    "gpm": lambda: GPM(threshold=0.9, samples=3, patches=20),
+    "agem": lambda: AGEM(ReservoirMemory(1)),  # one rank may lose its last old pair before the other
+}
+
+
+def two_tasks_main(rank: int, port: int, folder: Path) -> None:
+    """Run two tasks with each strategy in one process group; save what each rank then holds."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    for name, make in CONSOLIDATING.items():
+        for task in (0, 1):
+            network = torch.nn.parallel.DistributedDataParallel(make_network(), broadcast_buffers=False)
+            trainer = make_trainer(
+                folder / name / str(task),
+                make(),
+                network=network,
+                optimizer=torch.optim.Adam(network.parameters(), lr=1e-2),
+                batch_size=1,
+                dataset=TinyPairs(seed=task),
+                task=f"task{task}",
+                init_from=folder / name / "0" if task else None,
+            )
+            trainer.run()
+            state = {} if trainer.strategy.memory else trainer.strategy.state_dict()
+            content = {"network": network.module.state_dict(), "strategy": state, "passes": trainer.passes}
+            save_tensors(folder / f"{name}{task}_{rank}.pt", content)
+    dist.destroy_process_group()
+
+
+def equal(first: object, second: object) -> bool:
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[k], second[k]) for k in first)
+    return torch.equal(torch.as_tensor(first), torch.as_tensor(second))
+
+
+def test_ranks_remember_the_same(tmp_path):
+    """Weights, and importance, teacher and bases, on both ranks; Fisher information is that of single pairs."""
+    mp.spawn(two_tasks_main, (free_port(), tmp_path), nprocs=2)
+    for name in CONSOLIDATING:
+        for task in (0, 1):
+            first, second = (load_tensors(tmp_path / f"{name}{task}_{rank}.pt") for rank in (0, 1))
+            assert equal(first, second), (name, task)
+    network, pairs = make_network(), TinyPairs()
+    held = load_tensors(tmp_path / "ewc0_0.pt")
+    network.load_state_dict(held["network"])
+    trainer, squares = make_trainer(tmp_path / "by_hand", Sequential(), network=network), {}
+    for sample in (trainer.prepare(pairs[i]) for i in range(6)):
+        loss, _ = trainer.loss_function(network(stack_pairs([sample])), [sample])
+        named = dict(network.named_parameters())
+        for key, g in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
+            squares[key] = squares.get(key, 0) + g**2 / 6
+    for key, expected in squares.items():
+        torch.testing.assert_close(held["strategy"]["importance"][key], expected, rtol=1e-3, atol=1e-9, msg=key)

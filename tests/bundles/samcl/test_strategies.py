@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 from bundles.samcl.scripts.memory import ReservoirMemory
-from bundles.samcl.scripts.strategies import SAMCL, Sequential
+from bundles.samcl.scripts.strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from shared.data.pairs import stack_pairs
 from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same, weights
 
@@ -141,3 +142,148 @@ def test_sequential_is_one_optimizer_step_on_the_batch(tmp_path):
 def test_beta_outside_its_range_is_refused(beta):
     with pytest.raises(ValueError, match="beta"):
         SAMCL(ReservoirMemory(1), beta=beta)
+
+
+def test_mer_that_goes_the_whole_way_is_replay_with_single_steps(tmp_path):
+    mer = make_trainer(tmp_path / "mer", MER(ReservoirMemory(3), beta=1.0))
+    er = make_trainer(tmp_path / "er", ER(ReservoirMemory(3), steps="each"))
+    for trainer in (mer, er):
+        trainer.run()
+    assert same(weights(mer), weights(er))
+
+
+def test_samcl_without_a_radius_is_mer(tmp_path):
+    samcl = make_trainer(tmp_path / "samcl", SAMCL(ReservoirMemory(3), rho=0.0, beta=0.4))
+    mer = make_trainer(tmp_path / "mer", MER(ReservoirMemory(3), beta=0.4))
+    for trainer in (samcl, mer):
+        trainer.run()
+    assert same(weights(samcl), weights(mer))
+    assert samcl.passes == mer.passes
+
+
+def test_sharpness_aware_without_a_radius_is_plain_training(tmp_path):
+    flat = make_trainer(tmp_path / "flat", SharpnessAware(rho=0.0))
+    plain = make_trainer(tmp_path / "plain", Sequential())
+    for trainer in (flat, plain):
+        trainer.run()
+    assert same(weights(flat), weights(plain))
+
+
+def gradient_at(state: dict[str, torch.Tensor], samples: list[dict]) -> dict[str, torch.Tensor]:
+    """Return the gradient of the mean loss of samples at given weights, by autograd."""
+    network, objective = make_network(), make_trainer_objective()
+    network.load_state_dict(state)
+    ready = [objective.prepare(s, torch.device("cpu")) for s in samples]
+    named = dict(network.named_parameters())
+    loss, _ = objective(network(stack_pairs(ready)), ready)
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def sgd_trainer(folder, strategy):
+    network = make_network()
+    return make_trainer(folder, strategy, network=network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+def assert_step(trainer, start: dict[str, torch.Tensor], gradient: dict[str, torch.Tensor]) -> None:
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, start[name] - 0.1 * gradient[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_sharpness_aware_steps_with_the_gradient_of_the_climbed_point(tmp_path):
+    pairs, trainer = TinyPairs(), sgd_trainer(tmp_path, SharpnessAware(rho=0.5, adaptive=False))
+    batch, start = [pairs[1], pairs[3]], weights(trainer)
+    uphill = gradient_at(start, batch)
+    norm = torch.sqrt(sum((g**2).sum() for g in uphill.values()))
+    climbed = {k: v + 0.5 * uphill[k] / norm for k, v in start.items()}
+    one_iteration(trainer, pairs, [1, 3])
+    assert_step(trainer, start, gradient_at(climbed, batch))
+    assert trainer.passes == 4
+
+
+def test_joint_replay_is_one_step_on_the_mean_of_both_losses(tmp_path):
+    pairs, trainer = TinyPairs(), sgd_trainer(tmp_path, ER(ReservoirMemory(3)))
+    trainer.strategy.memory.offer(pairs[5], trainer.generator)
+    old = trainer.strategy.memory.draw(1, trainer.generator)
+    start = weights(trainer)
+    parts = one_iteration(trainer, pairs, [0, 2])
+    current, replayed = gradient_at(start, [pairs[0], pairs[2]]), gradient_at(start, old)
+    assert_step(trainer, start, {k: (current[k] + replayed[k]) / 2 for k in start})
+    assert trainer.strategy.memory.seen == 3  # offered after the draw
+    assert trainer.passes == 2 + 1  # no more replayed than there was
+    assert parts["replay_loss"] != parts["loss"]
+
+
+def test_joint_replay_with_an_empty_memory_is_plain(tmp_path):
+    pairs, replay = TinyPairs(), make_trainer(tmp_path / "a", ER(ReservoirMemory(3)))
+    plain = make_trainer(tmp_path / "b", Sequential())
+    for trainer in (replay, plain):
+        one_iteration(trainer, pairs, [0, 2])
+    assert same(weights(replay), weights(plain))
+
+
+def test_agem_steps_never_against_the_memory(tmp_path):
+    """Over all couples of pairs: in conflict the part against the memory is gone, else the gradient is untouched."""
+    pairs, met = TinyPairs(), {True: 0, False: 0}
+    for current, past in itertools.permutations(range(6), 2):
+        trainer = sgd_trainer(tmp_path / f"{current}{past}", AGEM(ReservoirMemory(3)))
+        strategy, start = trainer.strategy, weights(trainer)
+        strategy.memory.offer(pairs[past], trainer.generator)
+        strategy.begin_task(trainer)
+        gradient = gradient_at(start, [pairs[current]])
+        reference = gradient_at(start, strategy.memory.draw(1, trainer.generator))
+        one_iteration(trainer, pairs, [current])
+        product = sum((gradient[k] * reference[k]).sum() for k in start)
+        share = min(product, 0.0) / sum((r**2).sum() for r in reference.values())
+        assert_step(trainer, start, {k: gradient[k] - share * reference[k] for k in start})
+        met[bool(product < 0)] += 1
+    assert min(met.values()) > 0, met
+
+
+def test_agem_refers_to_earlier_tasks_only(tmp_path):
+    first = make_trainer(tmp_path / "first", AGEM(ReservoirMemory(50)))
+    first.run()
+    assert first.passes == 8  # nothing to refer to
+    second = make_trainer(
+        tmp_path / "second",
+        AGEM(ReservoirMemory(50)),
+        init_from=tmp_path / "first",
+        dataset=TinyPairs(seed=1),
+        task="next",
+    )
+    drawn = []
+    prepare = second.prepare
+    second.prepare = lambda sample: drawn.append(sample) or prepare(sample)
+    second.run()
+    assert second.passes == 16
+    replayed = [s for s in drawn if "pair" not in s]  # the memory keeps no file names
+    old = [TinyPairs(seed=0)[i]["fixed_image"].half().float() for i in range(6)]
+    assert len(replayed) == 8
+    assert all(any(torch.equal(s["fixed_image"], image) for image in old) for s in replayed)
+
+
+def test_agem_whose_memory_lost_the_past_trains_on(tmp_path):
+    trainer = make_trainer(tmp_path, AGEM(ReservoirMemory(1)))
+    pairs = TinyPairs()
+    trainer.strategy.memory.offer(pairs[0], trainer.generator)
+    trainer.strategy.begin_task(trainer)
+    for seed in range(100):
+        trainer.strategy.memory.offer(pairs[1], trainer.generator.manual_seed(seed))
+    parts = one_iteration(trainer, pairs, [2])
+    assert "replay_loss" not in parts
+    assert trainer.passes == 1
+
+
+def test_unknown_steps_are_refused():
+    with pytest.raises(ValueError, match="'both', expected joint or each"):
+        ER(ReservoirMemory(1), steps="both")
+
+
+def test_settings_hold_the_options_and_no_state():
+    assert SAMCL(ReservoirMemory(3)).settings() == {
+        "name": "SAMCL",
+        "beta": 0.25,
+        "rho": 0.05,
+        "adaptive": True,
+        "memory": "ReservoirMemory(capacity=3)",
+    }
+    assert AGEM(ReservoirMemory(3)).settings() == {"name": "AGEM", "memory": "ReservoirMemory(capacity=3)"}

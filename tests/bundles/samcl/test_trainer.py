@@ -250,7 +250,7 @@ def test_a_memory_on_disk_trains_like_one_in_ram(tmp_path):
         options = {"init_from": tmp_path / f"first{on_disk}", "dataset": TinyPairs(seed=1), "task": "next"}
         second = make_trainer(tmp_path / f"second{on_disk}", SAMCL(ReservoirMemory(3, on_disk)), **options)
         second.run()
-        assert (second.strategy.memory.nbytes == 0) == on_disk
+        assert second.strategy.memory.nbytes > 0
         runs.append(weights(second))
     assert same(*runs)
 

@@ -129,6 +129,21 @@ def test_tasks_are_found_in_a_folder_of_folders_and_in_the_folder_itself(tmp_pat
     assert find_task(root, "OASIS") == folder / "OASIS_dataset.json"
 
 
+def test_a_task_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"gone: no such folder; expected a folder of Learn2Reg datasets"):
+        find_task(tmp_path / "gone", "OASIS")
+    with pytest.raises(InputError, match=r"found no task 'OASIS'; known tasks: none: no \*_dataset\.json there"):
+        find_task(tmp_path, "OASIS")
+    write_folder(tmp_path, oasis())
+    with pytest.raises(InputError, match=r"no task 'OASSIS' \(did you mean 'OASIS'\?\); known tasks: OASIS$"):
+        find_task(tmp_path, "OASSIS")
+    message = r"no task 'synth_brain' \(did you mean 'synth_brain_mr'\?\); known tasks: OASIS, synth_brain_mr$"
+    with pytest.raises(InputError, match=message):
+        find_task(tmp_path, "synth_brain", ["OASIS", "synth_brain_mr"])
+    with pytest.raises(InputError, match=r"gone: found no task 'OASIS'; known tasks: synth_brain_mr$"):
+        find_task(tmp_path / "gone", "OASIS", ["synth_brain_mr"])
+
+
 def test_json_with_a_byte_order_mark_is_read(tmp_path):
     folder = write_folder(tmp_path, oasis())
     (folder / "OASIS_dataset.json").write_text(json.dumps(oasis()), encoding="utf-8-sig")

@@ -1,0 +1,45 @@
+"""Weights of a network: behind its wrapper, and from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from shared.errors import InputError
+from shared.files import load_tensors
+
+__all__ = ["load_weights", "trainable", "unwrap"]
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network inside ``DistributedDataParallel``, or the network itself."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name."""
+    return {name: p for name, p in unwrap(network).named_parameters() if p.requires_grad}
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load ``model.pt`` strictly.
+
+    Raises:
+        InputError: unreadable, or weights of another architecture; the first differences are named.
+    """
+    weights = load_tensors(path)
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise InputError(f"{path}: holds a {type(weights).__name__} of other things; expected a dict of tensors")
+    expected = unwrap(network).state_dict()
+    differences = [
+        f"{k}: found {tuple(weights[k].shape) if k in weights else 'nothing'}, "
+        f"expected {tuple(expected[k].shape) if k in expected else 'nothing'}"
+        for k in sorted({*weights, *expected})
+        if k not in weights or k not in expected or weights[k].shape != expected[k].shape
+    ]
+    if differences:
+        raise InputError(
+            f"{path}: holds a model of another architecture ({len(differences)} tensors differ; {differences[0]})"
+        )
+    unwrap(network).load_state_dict(weights)

@@ -1,0 +1,23 @@
+"""Parts of continual strategies: functions on weights and tensors, for registration and segmentation alike."""
+
+from .distillation import frozen_copy
+from .importance import accumulate, add_penalty_gradient, add_to_path, path_importance, quadratic_penalty
+from .interpolation import interpolate
+from .projection import extend_basis, input_columns, project_conflict, project_out
+from .sharpness import loss_rise, worst_perturbation
+
+__all__ = [
+    "accumulate",
+    "add_penalty_gradient",
+    "add_to_path",
+    "extend_basis",
+    "frozen_copy",
+    "input_columns",
+    "interpolate",
+    "loss_rise",
+    "path_importance",
+    "project_conflict",
+    "project_out",
+    "quadratic_penalty",
+    "worst_perturbation",
+]

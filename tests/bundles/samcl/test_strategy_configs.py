@@ -1,0 +1,135 @@
+"""The overlay of each strategy: what it holds, what it builds, and joint training as people run it."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ignite.engine import Events
+
+from shared.errors import InputError
+from tests.bundles.samcl.tiny import TinyPairs, make_trainer
+from tests.learn2reg_folder import write_folder
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "bundles" / "samcl" / "configs"
+OVERLAYS = sorted((CONFIGS / "strategies").glob("*.json"))
+IDS = {"sequential", "joint", "single", "er", "mer", "sam", "ewc", "si", "lwf", "gpm", "agem", "samcl"}
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Let configs find ``scripts``, and forget it afterwards: another bundle has modules of the same name."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(ROOT / "bundles" / "samcl"))
+    import scripts
+
+    yield scripts
+    for name in {n for n in sys.modules if n.split(".")[0] == "scripts"} - before:
+        del sys.modules[name]
+
+
+def parser(name: str, **overrides: object):
+    from monai.bundle import ConfigParser
+
+    config = ConfigParser()
+    config.read_config([CONFIGS / "train.json", CONFIGS / "smoke.json", CONFIGS / "strategies" / f"{name}.json"])
+    config.update(overrides)
+    return config
+
+
+def test_every_strategy_has_an_overlay():
+    assert {p.stem for p in OVERLAYS} == IDS
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.stem)
+def test_overlay_names_its_source_and_every_option(path, scripts):
+    content = json.loads(path.read_text())
+    own = {"tasks", "train#dataset#_target_", "train#dataset#data"} if path.stem == "joint" else set()
+    assert set(content) == {"_desc_", "strategy", "passes_per_sample"} | own
+    assert 20 < len(content["_desc_"]) <= 160
+    target = getattr(scripts, content["strategy"]["_target_"].removeprefix("scripts."))
+    options = inspect.signature(target).parameters if "__init__" in vars(target) else {}
+    # An overlay shows the defaults of the class, and does not change them.
+    expected = {n: "@memory" if n == "memory" else p.default for n, p in options.items()}
+    assert content["strategy"] == {"_target_": content["strategy"]["_target_"], **expected}
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_overlay_builds_a_strategy_that_makes_the_passes_it_says(name, scripts, tmp_path):
+    """On the second task, in an iteration with a memory that is full enough."""
+    counts = []
+
+    def count(engine):
+        counts.append(engine.passes)
+
+    for task in (0, 1):
+        strategy = parser(name).get_parsed_content("strategy")
+        assert type(strategy) is getattr(scripts, parser(name)["strategy"]["_target_"].removeprefix("scripts."))
+        trainer = make_trainer(
+            tmp_path / str(task),
+            strategy,
+            dataset=TinyPairs(seed=task),
+            task=str(task),
+            init_from=tmp_path / "0" if task else None,
+        )
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
+        trainer.run()
+    assert counts[-1] - counts[-2] == trainer.batch_size * parser(name)["passes_per_sample"]
+
+
+def pooled_folders(root: Path, images: tuple[int, ...]) -> list[list[str]]:
+    """Write tasks of so many training images."""
+    for number, count in enumerate(images):
+        training = [{"image": f"./imagesTr/T{number}_{i:04d}_0000.nii.gz"} for i in range(count)]
+        write_folder(root, {"name": f"T{number}", "modality": {"0": "MR"}, "training": training})
+    return [[str(root), f"T{number}"] for number in range(len(images))]
+
+
+def test_joint_pools_the_tasks_with_the_options_of_the_other_configs(scripts, tmp_path):
+    tasks = pooled_folders(tmp_path, (2, 3))
+    config = parser("joint", tasks=tasks, **{"train#dataset#mask_images": True, "train#dataset#progress": False})
+    dataset = config.get_parsed_content("train#dataset")
+    assert [len(d) for d in dataset.datasets] == [2, 6]  # ordered pairs
+    assert [dataset[i]["task"] for i in range(len(dataset))] == ["T0", "T1"] * 6
+    assert all(d.size == (16, 16, 16) and d.mask_images for d in dataset.datasets)
+    assert dataset[0]["fixed_image"].shape == (1, 16, 16, 16)
+
+
+@pytest.mark.parametrize("tasks", ["synth_brain_mr", ["synth_brain_mr"], [["data", "a", "b"]]], ids=str)
+def test_tasks_of_another_form_are_refused(scripts, tasks):
+    with pytest.raises(InputError, match=r"expected a list of \[dataset_dir, task\]"):
+        scripts.pooled_pairs(tasks, [16, 16, 16])
+
+
+def test_joint_training_runs(tmp_path):
+    names = [f"'bundles/samcl/configs/{n}.json'" for n in ("train", "smoke", "strategies/joint")]
+    options = {
+        "config_file": f"[{','.join(names)}]",
+        "dataset_dir": tmp_path / "data",
+        "tasks": f"[['{tmp_path}/data','synth_brain_mr'],['{tmp_path}/data','synth_lung_ct']]",
+        "run_dir": tmp_path / "run",
+    }
+    flags = [item for key, value in options.items() for item in (f"--{key}", str(value))]
+    result = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "training", *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "synth_brain_mr, validation pairs (never trained on)" in result.stdout
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["strategy"]["name"] == "Sequential"
+    assert [settings["data"][n]["pairs"] > 50 for n in ("0", "1")] == [True, True]
+    assert settings["data"]["0"]["files"] != settings["data"]["1"]["files"]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [int(r["iteration"]) for r in rows] == [2, 4]

@@ -1,0 +1,59 @@
+"""Several tasks as one dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from shared.data.pooled import PooledPairs
+from shared.errors import InputError
+
+
+class Task:
+    """Stands in for ``PairDataset``: a sample is its name and number."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.pairs = [{"task": name, "number": i} for i in range(size)]
+        self.checked = 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int):
+        return self.pairs[index]
+
+    def settings(self):
+        return {"pairs": len(self.pairs)}
+
+    def check(self) -> None:
+        self.checked += 1
+
+
+def test_tasks_take_turns_with_the_same_share_whatever_their_sizes():
+    pooled = PooledPairs([Task("a", 2), Task("b", 5), Task("c", 1)])
+    assert len(pooled) == 15
+    seen = [(pooled[i]["task"], pooled[i]["number"]) for i in range(15)]
+    assert seen[:6] == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("c", 0)]
+    assert Counter(task for task, _ in seen) == {"a": 5, "b": 5, "c": 5}
+    assert {number for task, number in seen if task == "b"} == set(range(5))
+
+
+def test_iteration_ends():
+    assert len(list(PooledPairs([Task("a", 2), Task("b", 3)]))) == 6
+    with pytest.raises(IndexError, match="found index 6, expected 0 to 5"):
+        PooledPairs([Task("a", 2), Task("b", 3)])[6]
+
+
+def test_pairs_settings_and_check_are_those_of_all_tasks():
+    tasks = [Task("a", 2), Task("b", 3)]
+    pooled = PooledPairs(tasks)
+    assert pooled.pairs == tasks[0].pairs + tasks[1].pairs
+    assert pooled.settings() == {"0": {"pairs": 2}, "1": {"pairs": 3}}
+    pooled.check()
+    assert [t.checked for t in tasks] == [1, 1]
+
+
+def test_no_task_is_refused():
+    with pytest.raises(InputError, match="no task to pool"):
+        PooledPairs([])

@@ -1,0 +1,72 @@
+"""Comparisons: tables from chains, and one real run of two strategies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.results import BEFORE, read_rows, score_matrices
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_data, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    out = tmp_path_factory.mktemp("compare")
+    options = ["--configs", "smoke", "--tasks", "[synth_brain_mr,synth_lung_ct]", "--unseen", "[synth_abdomen_ct]"]
+    options += ["--dataset_dir", str(tiny_data), "--iterations", "2", "--seeds", "2", "--jobs", "2"]
+    options += ["--corruptions", "[noise]"]
+    command = [sys.executable, "-m", "tools", "compare", "--strategies", "[joint,single,samcl]", *options]
+    result = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out, result
+
+
+def test_a_comparison_gives_one_table_and_one_report(comparison):
+    out, result = comparison
+    rows = {r["strategy"]: r for r in read_rows(out / "table.csv")}
+    assert set(rows) == {"joint", "single", "samcl"}
+    assert all(r["seeds"] == "2" and 0 < float(r["dice"]) < 1 and float(r["dice_sd"]) > 0 for r in rows.values())
+    assert all(0 < float(rows[s]["unseen"]) < 1 for s in ("joint", "samcl"))
+    assert all(0 < float(rows[s]["corrupted"]) < 1 for s in ("joint", "samcl"))
+    assert rows["joint"]["forgetting"] == rows["single"]["forgetting"] == ""
+    assert rows["samcl"]["forgetting"] != ""
+    assert rows["samcl"]["intransigence"] != ""
+    table = (out / "table.md").read_text()
+    assert table.strip() in result.stdout
+    assert table.count("\n|") == 2 + 3
+    assert "samcl" in (out / "report.html").read_text()
+
+
+def test_matched_passes_are_equal_passes(comparison):
+    out, _ = comparison
+    passes = {r["strategy"]: float(r["passes"]) for r in read_rows(out / "table.csv")}
+    assert passes["joint"] == passes["single"] == passes["samcl"] == 2 * 4
+
+
+def test_single_starts_each_task_afresh_and_joint_learns_all_at_once(comparison):
+    out, _ = comparison
+    stages = {
+        name: sorted(p.parent.name for p in (out / name / "seed0").glob("*/stage.json")) for name in ("joint", "single")
+    }
+    assert stages == {"joint": ["01_joint"], "single": ["01_synth_brain_mr", "02_synth_lung_ct"]}
+    assert "init_from" not in (out / "single" / "seed0" / "02_synth_lung_ct" / "training.json").read_text()
+    assert "init_from" in (out / "samcl" / "seed0" / "02_synth_lung_ct" / "training.json").read_text()
+
+
+def test_score_matrices_by_hand():
+    cases = [
+        {"stage": "1", "task": "a", "dice": "0.5", "dice_before": "0.3", "tre_mm": ""},
+        {"stage": "1", "task": "a", "dice": "0.7", "dice_before": "0.5", "tre_mm": "2.0"},
+        {"stage": "1", "task": "b", "dice": "nan", "dice_before": "0.1"},
+        {"stage": "2", "task": "a", "dice": "0.4", "dice_before": "0.3"},
+    ]
+    dice = score_matrices(cases, ["1", "2"], ["a", "b"])["dice"]
+    assert dice[BEFORE][0] == pytest.approx(0.4)
+    assert dice["1"][0] == pytest.approx(0.6)
+    assert str(dice["1"][1]) == str(dice["2"][1]) == "nan"
+    assert dice["2"][0] == pytest.approx(0.4)
+    assert score_matrices(cases, ["1", "2"], ["a", "b"])["tre_mm"]["1"][0] == pytest.approx(2.0)

@@ -1,0 +1,107 @@
+"""Plans: what a good one becomes, and what is said about a bad one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shared.data.synthetic import REGISTRATION_TASKS
+from shared.errors import InputError
+from tools.compare import matched
+from tools.plan import load_plan, strategies
+
+
+def write(path, **content):
+    path.write_text(json.dumps({"bundle": "samcl", "tasks": ["synth_brain_mr"], **content}))
+    return path
+
+
+def test_the_default_plan_is_the_four_embedded_tasks():
+    plan = load_plan()
+    assert tuple(task.task for task in plan.tasks) == REGISTRATION_TASKS
+    assert (plan.bundle, plan.strategy, plan.split, plan.seeds) == ("samcl", "samcl", "test", (0,))
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    path = write(tmp_path / "p.json", options={"iterations": 5, "batch_size": 1}, strategy="samcl", seeds=[3])
+    changes = {"iterations": 7, "strategy": "sequential", "tasks": ["synth_lung_ct"], "network_def#channels": 4}
+    plan = load_plan(path, **changes)
+    assert plan.options == {"iterations": 7, "batch_size": 1, "network_def#channels": 4}
+    assert (plan.strategy, plan.tasks[0].task, plan.seeds, plan.name) == ("sequential", "synth_lung_ct", (3,), "p")
+
+
+def test_a_part_of_the_strategy_is_an_option():
+    assert load_plan(**{"strategy#rho": 0.5}).options == {"strategy#rho": 0.5}
+
+
+def test_a_task_has_its_own_folder_and_options(tmp_path):
+    entry = {"task": "synth_lung_ct", "dataset_dir": str(tmp_path), "options": {"iterations": 9}}
+    plan = load_plan(write(tmp_path / "p.json", tasks=["synth_brain_mr", entry], dataset_dir="elsewhere"))
+    assert plan.tasks[0].dataset_dir == "elsewhere"
+    assert (plan.tasks[1].dataset_dir, plan.tasks[1].options) == (str(tmp_path), {"iterations": 9})
+
+
+def test_overlays_come_between_train_and_strategy(tmp_path):
+    plan = load_plan(write(tmp_path / "p.json", configs=["smoke"]))
+    assert [f.rsplit("/configs/")[1] for f in plan.config_files()] == [
+        "train.json",
+        "smoke.json",
+        "strategies/samcl.json",
+    ]
+    assert plan.scalar("iterations") == 4
+    assert load_plan().scalar("iterations") == 300
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"tasks": ["synth_brain_rm"]}, r"'synth_brain_rm' \(did you mean 'synth_brain_mr'\?\)"),
+        ({"strategy": "samlc"}, r"strategy 'samlc' \(did you mean 'samcl'\?\)"),
+        ({"bundle": "samlc"}, r"bundle 'samlc' \(did you mean 'samcl'\?\)"),
+        ({"taks": []}, r"key 'taks' \(did you mean 'tasks'\?\)"),
+        ({"options": {"iteration": 3}}, r"option 'iteration' \(did you mean 'iterations'\?\)"),
+        ({"tasks": [{"task": "synth_lung_ct", "option": {}}]}, r"key 'option' \(did you mean 'options'\?\)"),
+        ({"configs": ["smok"]}, r"config 'smok' \(did you mean 'smoke'\?\)"),
+        ({"split": "tests"}, r"split 'tests' \(did you mean 'test'\?\)"),
+        ({"tasks": []}, "expected at least one"),
+        ({"tasks": ["synth_brain_mr", "synth_brain_mr"]}, "each once"),
+        ({"unseen": ["synth_brain_mr"]}, "each once"),
+        ({"tasks": "synth_brain_mr"}, "expected a list"),
+        ({"tasks": [{"dataset_dir": "x"}]}, "without a name"),
+        ({"seeds": ["a"]}, "expected whole numbers"),
+        ({"options": {"run_dir": "x"}}, "option 'run_dir'"),
+        ({"tasks": [{"task": "OASIS", "dataset_dir": "/no/such/folder"}]}, "/no/such/folder: no such folder"),
+    ],
+)
+def test_a_bad_plan_is_told_what_is_wrong_and_the_near_miss(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        load_plan(write(tmp_path / "p.json", **content))
+
+
+def test_an_unknown_plan_name_gets_the_near_miss():
+    with pytest.raises(InputError, match=r"did you mean 'samcl_embedded'"):
+        load_plan("samcl_embeded")
+
+
+def test_a_plan_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "p.json").write_text("[1]")
+    with pytest.raises(InputError, match="expected an object"):
+        load_plan(tmp_path / "p.json")
+
+
+def test_every_strategy_tells_its_passes():
+    plan = load_plan()
+    for name in strategies("samcl"):
+        assert plan.strategy_config(name)["passes_per_sample"] in (1, 2, 4), name
+
+
+def test_matched_passes_scale_the_iterations_and_matched_iterations_do_not(tmp_path):
+    entry = {"task": "synth_lung_ct", "options": {"iterations": 10}}
+    plan = load_plan(write(tmp_path / "p.json", tasks=["synth_brain_mr", entry], options={"iterations": 30}))
+    passes = matched(plan, "sequential", "passes")
+    assert passes.options["iterations"] == 120
+    assert passes.tasks[1].options["iterations"] == 40
+    assert matched(plan, "sequential", "iterations").options["iterations"] == 30
+    with pytest.raises(InputError, match="passes or iterations"):
+        matched(plan, "sequential", "time")

@@ -1,0 +1,132 @@
+"""``python -m tools COMMAND``: chain, compare, report; ``--help`` after a command tells its options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+from tqdm import tqdm
+
+from shared.errors import InputError
+
+from .chain import Chain
+from .compare import compare as run_comparison
+from .compare import write_tables
+from .plan import ROOT, load_plan
+from .report import write_report
+
+OUTPUT = ROOT / "output"
+
+
+class _Progress:
+    """One line over the whole work, with time left."""
+
+    def __init__(self) -> None:
+        form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}] {desc}"
+        self.bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True)
+        self.begun = False
+
+    def __call__(self, share: float, text: str) -> None:
+        if not self.begun:
+            # What an earlier call finished must not count as this one's speed.
+            self.bar.initial, self.begun = share, True
+            self.bar.reset(total=1.0)
+        self.bar.n = share
+        self.bar.set_description_str(text, refresh=True)
+
+
+def _listed(value: Any) -> list[str]:
+    names = value.split(",") if isinstance(value, str) else list(value)
+    return [str(name).strip() for name in names]
+
+
+def chain(
+    plan: str = "samcl_embedded",
+    out: str | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    **changes: Any,
+) -> None:
+    """Learn task after task, look at all tasks after each, and write a report.
+
+    Killed at any moment, the same command goes on where it stopped and ends with the same results.
+
+    Args:
+        plan: JSON file, or the name of one in tools/plans; by default the four embedded registration tasks.
+        out: folder of the chain; by default output/<plan>_<strategy>_seed<k> in the collection.
+        seed: of weights, order and memory; by default the plan's first.
+        threads: CPU threads; by default all.
+        changes: keys of the plan (--strategy er, --tasks "[a,b]", --unseen "[c]", --split val, --configs smoke,
+            --dataset_dir DIR) or options of the bundle's train.json (--iterations 100, --strategy#rho 0.5).
+    """
+    checked = load_plan(plan, **changes)
+    number = checked.seeds[0] if seed is None else seed
+    folder = Path(out) if out else OUTPUT / f"{checked.name}_{checked.strategy}_seed{number}"
+    summary = Chain(checked, folder, number, threads, _Progress()).run()
+    page = write_report([folder], folder / "report.html")
+    dice = summary["metrics"]["dice"]
+    kept = {k: dice[k] for k in ("final_average", "backward_transfer", "forgetting", "unseen_average")}
+    print("\nDice: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in kept.items() if v is not None))
+    print(f"results in {folder}, report: {page}")
+
+
+def compare(
+    plan: str = "samcl_embedded",
+    strategies: Sequence[str] = ("sequential", "joint", "er", "mer", "ewc", "lwf", "gpm", "samcl"),
+    seeds: int | Sequence[int] = 3,
+    match: str = "passes",
+    out: str | None = None,
+    jobs: int = 1,
+    **changes: Any,
+) -> None:
+    """Run several strategies on the same tasks and budget: one table (Markdown, CSV), one report.
+
+    Args:
+        plan: JSON file, or the name of one in tools/plans; its own strategy sets the budget.
+        strategies: of the bundle, e.g. "[sequential,er,samcl]".
+        seeds: how many, or which ("[3,4]").
+        match: "passes" gives every strategy as many forward and backward passes, "iterations" as many iterations.
+        out: folder; by default output/<plan>_compare in the collection.
+        jobs: chains side by side, sharing the CPU's cores.
+        changes: as for chain.
+    """
+    checked = load_plan(plan, **changes)
+    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
+    runs = run_comparison(checked, _listed(strategies), numbers, folder, match, jobs, _Progress())
+    caption = f"{checked.name}: {checked.split} pairs of {len(checked.tasks)} tasks, matched {match}, mean ± sd"
+    print("\n" + write_tables(runs, folder, caption))
+    page = write_report([run.folder for run in runs], folder / "report.html")
+    print(f"results in {folder}, report: {page}")
+
+
+def report(*folders: str, out: str | None = None) -> None:
+    """Write the report of one chain, or of several side by side.
+
+    Args:
+        folders: of chains.
+        out: HTML file; by default report.html in the first folder.
+    """
+    if not folders:
+        raise InputError("found no folder, expected: python -m tools report DIR...")
+    page = write_report(list(folders), out or Path(folders[0]) / "report.html")
+    print(f"report: {page}")
+
+
+def main() -> None:
+    """Run a command; bad input ends with its message alone."""
+    try:
+        fire.Fire({"chain": chain, "compare": compare, "report": report}, name="python -m tools")
+    except InputError as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on from here\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

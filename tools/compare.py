@@ -1,0 +1,204 @@
+"""Several strategies on the same tasks and budget, several seeds each: one table, one report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.errors import InputError
+from shared.files import atomic_write, read_json, write_csv
+
+from .chain import Chain
+from .plan import Plan
+from .results import BEFORE, read_rows
+
+__all__ = ["compare", "matched", "table_rows", "write_tables"]
+
+# Column -> (heading, digits); all in the unit of the heading.
+COLUMNS = {
+    "dice": ("Dice, final average", 3),
+    "forgetting": ("Dice forgotten", 3),
+    "backward_transfer": ("Dice BWT", 3),
+    "forward_transfer": ("Dice FWT", 3),
+    "intransigence": ("Dice intransigence", 3),
+    "unseen": ("Dice, unseen tasks", 3),
+    "corrupted": ("Dice, spoilt images", 3),
+    "tre_mm": ("TRE mm", 1),
+    "hd95_mm": ("HD95 mm", 1),
+    "folds_percent": ("folds %", 3),
+    "sharpness": ("sharpness", 3),
+    "passes": ("passes a task", 0),
+    "minutes": ("minutes", 1),
+    "memory_mib": ("memory MiB", 1),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One chain of a comparison."""
+
+    plan: Plan
+    seed: int
+    folder: Path
+
+
+def matched(plan: Plan, strategy: str, match: str) -> Plan:
+    """Return the plan with another strategy and its iterations scaled to the same budget a task.
+
+    Args:
+        plan: its own strategy sets the budget.
+        strategy: the other one.
+        match: "passes" for the same number of forward and backward passes, "iterations" for the same iterations.
+
+    Raises:
+        InputError: an unknown ``match``, or iterations that are no plain number.
+    """
+    if match not in ("passes", "iterations"):
+        raise InputError(f"found match '{match}', expected passes or iterations")
+    changed = plan.with_strategy(strategy)
+    if match == "iterations":
+        return changed
+    cost, budget = (int(plan.strategy_config(name)["passes_per_sample"]) for name in (strategy, plan.strategy))
+
+    def scale(iterations: Any) -> int:
+        if not isinstance(iterations, int):
+            raise InputError(f"the plan {plan.name}: found iterations {iterations!r}, expected a whole number")
+        return max(1, round(iterations * budget / cost))
+
+    tasks = tuple(
+        replace(t, options={**t.options, "iterations": scale(t.options["iterations"])})
+        if "iterations" in t.options
+        else t
+        for t in plan.tasks
+    )
+    return replace(changed, tasks=tasks, options={**plan.options, "iterations": scale(plan.scalar("iterations"))})
+
+
+def compare(
+    plan: Plan,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    folder: str | Path,
+    match: str = "passes",
+    jobs: int = 1,
+    progress: Callable[[float, str], None] | None = None,
+) -> list[Run]:
+    """Run every strategy with every seed, each in ``folder/<strategy>/seed<k>``; finished chains are skipped.
+
+    Args:
+        plan: tasks and budget; its own strategy sets the budget.
+        strategies: names of the bundle's strategies.
+        seeds: of weights, order and memory.
+        folder: of the comparison.
+        match: see :func:`matched`.
+        jobs: chains side by side; they share the CPU's cores.
+        progress: called with the share done (0 to 1) and a text.
+
+    Raises:
+        InputError: an unknown strategy, another chain in a folder, or a stage that failed.
+    """
+    plans = {name: matched(plan, name, match) for name in dict.fromkeys(strategies)}
+    # Seed by seed: a comparison that is stopped early has every strategy.
+    runs = [Run(plans[name], seed, Path(folder) / name / f"seed{seed}") for seed in seeds for name in plans]
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    done = dict.fromkeys(range(len(runs)), 0.0)
+
+    def one(number: int) -> None:
+        run = runs[number]
+
+        def tell(share: float, text: str) -> None:
+            done[number] = share
+            if progress is not None:
+                progress(sum(done.values()) / len(runs), f"seed {run.seed} {text}")
+
+        Chain(run.plan, run.folder, run.seed, threads, tell).run()
+        done[number] = 1.0
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        tasks = [pool.submit(one, number) for number in range(len(runs))]
+        try:
+            for task in tasks:
+                task.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return runs
+
+
+def _scores(run: Run) -> dict[str, float]:
+    """Return one chain's row of the table."""
+    summary = read_json(run.folder / "summary.json")
+    dice = summary["metrics"]["dice"]
+    names = ("forgetting", "backward_transfer", "forward_transfer")
+    corrupted = [scores["dice"] for scores in summary["corrupted"].values()]
+    sharpness = [v for v in summary["sharpness"].values() if v is not None]
+    row = {
+        **{m: summary["metrics"][m].get("final_average") for m in ("dice", "tre_mm", "hd95_mm", "folds_percent")},
+        **{name: dice.get(name) for name in names},
+        "unseen": dice.get("unseen_average"),
+        "corrupted": float(np.mean(corrupted)) if corrupted else None,
+        "sharpness": float(np.mean(sharpness)) if sharpness else None,
+        "passes": summary["passes"] / len(run.plan.tasks),
+        "minutes": summary["seconds"] / 60,
+        "memory_mib": summary["memory_bytes"] / 2**20,
+    }
+    return {k: np.nan if v is None else float(v) for k, v in row.items()}
+
+
+def _diagonal(run: Run) -> np.ndarray:
+    """Return the Dice on each task right after it was learnt."""
+    rows = [r for r in read_rows(run.folder / "R.csv") if r["metric"] == "dice" and r["after"] != BEFORE]
+    return np.array([float(row[task.task]) for row, task in zip(rows, run.plan.tasks, strict=False)])
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return one row a strategy: name, seeds, and mean and sd of every column; best final average first.
+
+    Intransigence is measured against ``single`` of the same seed, where that is among the runs.
+    """
+    alone = {run.seed: _diagonal(run) for run in runs if run.plan.strategy == "single"}
+    grouped: dict[str, list[dict[str, float]]] = {}
+    for run in runs:
+        scores = _scores(run)
+        continued = run.plan.strategy_config().get("stages", "continued") == "continued"
+        if continued and run.seed in alone:
+            scores["intransigence"] = float(np.mean(alone[run.seed] - _diagonal(run)))
+        grouped.setdefault(run.plan.strategy, []).append(scores)
+    rows = []
+    for strategy, scored in grouped.items():
+        row: dict[str, Any] = {"strategy": strategy, "seeds": len(scored)}
+        for column in COLUMNS:
+            values = np.array([s.get(column, np.nan) for s in scored])
+            values = values[np.isfinite(values)]
+            row[column] = float(values.mean()) if len(values) else None
+            row[f"{column}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else None
+        rows.append(row)
+    return sorted(rows, key=lambda row: -(row["dice"] if row["dice"] is not None else -np.inf))
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    mean, sd, digits = row[column], row[f"{column}_sd"], COLUMNS[column][1]
+    if mean is None:
+        return ""
+    return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def write_tables(runs: Sequence[Run], folder: str | Path, caption: str) -> str:
+    """Write ``table.csv`` and ``table.md``; return the latter's text."""
+    rows = table_rows(runs)
+    shown = [c for c in COLUMNS if any(row[c] is not None for row in rows)]
+    lines = [caption, "", "| strategy | seeds | " + " | ".join(COLUMNS[c][0] for c in shown) + " |"]
+    lines.append("|---" * (len(shown) + 2) + "|")
+    for row in rows:
+        cells = [f"`{row['strategy']}`", str(row["seeds"]), *(_cell(row, c) for c in shown)]
+        lines.append("| " + " | ".join(cells) + " |")
+    text = "\n".join(lines) + "\n"
+    write_csv(Path(folder) / "table.csv", rows)
+    atomic_write(Path(folder) / "table.md", lambda stream: stream.write(text.encode()))
+    return text

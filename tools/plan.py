@@ -1,0 +1,238 @@
+"""Plans: which tasks a chain learns, in which order, with which strategy; small JSON files, checked before work begins.
+
+```json
+{
+    "bundle": "samcl",
+    "strategy": "samcl",
+    "seeds": [0, 1, 2],
+    "tasks": ["synth_brain_mr", {"task": "OASIS", "dataset_dir": "/data", "options": {"iterations": 500}}],
+    "unseen": ["synth_lung_ct"],
+    "options": {"batch_size": 2},
+    "configs": ["paper"],
+    "split": "test",
+    "corruptions": ["noise", "blur"]
+}
+```
+
+``tasks`` are learnt in this order; ``unseen`` ones are only scored. After the last task all are scored on spoilt images
+too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``,
+a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. Only ``bundle`` and ``tasks`` must
+be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shared.data.corruption import CORRUPTIONS
+from shared.data.learn2reg import known_tasks
+from shared.data.synthetic import REGISTRATION_TASKS
+from shared.errors import InputError, did_you_mean
+from shared.files import read_json
+
+__all__ = ["BUNDLES", "Plan", "Task", "load_plan", "strategies"]
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLES = ROOT / "bundles"
+PLANS = Path(__file__).resolve().parent / "plans"
+SPLITS = ("train", "val", "test")
+KEYS = ("bundle", "strategy", "seeds", "tasks", "unseen", "options", "configs", "split", "corruptions")
+TASK_KEYS = ("task", "dataset_dir", "options")
+# What the chain itself hands to every stage.
+RESERVED = ("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a plan.
+
+    Attributes:
+        task: name.
+        dataset_dir: folder that holds it.
+        options: of its training alone.
+    """
+
+    task: str
+    dataset_dir: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked plan; see the module for its fields."""
+
+    name: str
+    bundle: str
+    tasks: tuple[Task, ...]
+    strategy: str
+    unseen: tuple[Task, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    options: dict[str, Any] = field(default_factory=dict)
+    configs: tuple[str, ...] = ()
+    split: str = "test"
+    corruptions: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> tuple[Task, ...]:
+        """All tasks that every stage is scored on: the learnt ones, then the unseen ones."""
+        return self.tasks + self.unseen
+
+    def config_files(self, *overlays: str) -> list[str]:
+        """Return ``train.json``, the plan's overlays, the strategy's and ``overlays``, in this order."""
+        names = ["train", *self.configs, f"strategies/{self.strategy}", *overlays]
+        return [str(BUNDLES / self.bundle / "configs" / f"{name}.json") for name in names]
+
+    def strategy_config(self, name: str | None = None) -> dict[str, Any]:
+        """Return the overlay of a strategy, by default of the plan's own."""
+        return read_json(BUNDLES / self.bundle / "configs" / "strategies" / f"{name or self.strategy}.json")
+
+    def scalar(self, name: str) -> Any:
+        """Return the value that training gets for a plain id: from the options, else from the last config with it."""
+        if name in self.options:
+            return self.options[name]
+        contents = [read_json(path) for path in self.config_files()]
+        return next(content[name] for content in reversed(contents) if name in content)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan in plain containers."""
+        return asdict(self)
+
+    def with_strategy(self, strategy: str, **options: Any) -> Plan:
+        """Return the plan with another strategy and more options.
+
+        Raises:
+            InputError: an unknown strategy.
+        """
+        _known(f"the plan {self.name}", "strategy", strategy, strategies(self.bundle))
+        return replace(self, strategy=strategy, options={**self.options, **options})
+
+
+def strategies(bundle: str) -> list[str]:
+    """Return the names of a bundle's strategies."""
+    return sorted(path.stem for path in (BUNDLES / bundle / "configs" / "strategies").glob("*.json"))
+
+
+def _known(where: str, what: str, found: str, known: Sequence[str]) -> None:
+    if found not in known:
+        raise InputError(f"{where}: found {what} '{found}'{did_you_mean(found, known)}; known: {', '.join(known)}")
+
+
+def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{where}: found {type(content).__name__}, expected an object with {', '.join(known)}")
+    for key in content:
+        if not key.startswith("_"):
+            _known(where, "key", key, known)
+
+
+def _config_ids(bundle: str, configs: Sequence[str]) -> list[str]:
+    """Return the top-level ids that options may change."""
+    contents = [read_json(BUNDLES / bundle / "configs" / f"{name}.json") for name in ("train", *configs)]
+    ids = {key.split("#")[0] for content in contents for key in content if not key.startswith("_")}
+    return sorted(ids)
+
+
+def _check_options(where: str, options: Any, ids: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise InputError(f"{where}: found options {options!r}, expected an object of training options")
+    for key in options:
+        # A part of the strategy may change (strategy#rho); what the chain itself sets may not.
+        _known(where, "option", key.split("#")[0], [i for i in ids if i not in RESERVED or "#" in key])
+    return dict(options)
+
+
+def _tasks(where: str, entries: Any, dataset_dir: str, ids: Sequence[str]) -> tuple[Task, ...]:
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise InputError(f"{where}: found tasks {entries!r}, expected a list of names or of objects with a 'task'")
+    tasks = []
+    for entry in entries:
+        content = {"task": entry} if isinstance(entry, str) else entry
+        _check_keys(f"{where}, tasks", content, TASK_KEYS)
+        if not isinstance(content.get("task"), str):
+            raise InputError(f"{where}: found a task without a name ({entry!r}), expected {{'task': NAME}}")
+        options = _check_options(f"{where}, task {content['task']}", content.get("options", {}), ids)
+        tasks.append(Task(content["task"], str(content.get("dataset_dir", dataset_dir)), options))
+    return tuple(tasks)
+
+
+def check_data(plan: Plan) -> None:
+    """Look for every task's data; embedded tasks need none.
+
+    Raises:
+        InputError: a folder or a task that is not there; the near miss is named.
+    """
+    for task in plan.scored:
+        known = list(dict.fromkeys([*known_tasks(task.dataset_dir), *REGISTRATION_TASKS]))
+        if task.task not in REGISTRATION_TASKS and not Path(task.dataset_dir).is_dir():
+            raise InputError(f"{task.dataset_dir}: no such folder; expected the data of {task.task} (dataset_dir)")
+        _known(task.dataset_dir, "no task", task.task, known)
+
+
+def _read(source: str | Path) -> tuple[str, Any]:
+    """Return name and content of a plan file: a path, or the name of one in ``tools/plans``."""
+    path = Path(source)
+    if not path.is_file() and not path.suffix and len(path.parts) == 1:
+        known = sorted(p.stem for p in PLANS.glob("*.json"))
+        _known(str(PLANS), "plan", path.name, known)
+        path = PLANS / f"{path.name}.json"
+    return path.stem, read_json(path)
+
+
+def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
+    """Read and check a plan.
+
+    Args:
+        source: JSON file, or the name of one of ``tools/plans``.
+        changes: win over the file: a key of the plan, or an option of the training config.
+
+    Raises:
+        InputError: an unknown key, bundle, strategy, option, overlay or task, each with the near miss.
+    """
+    name, content = _read(source)
+    where = str(source)
+    _check_keys(where, content, (*KEYS, "dataset_dir"))
+    content = {k: v for k, v in content.items() if not k.startswith("_")}
+    keys = {k: changes.pop(k) for k in (*KEYS, "dataset_dir") if k in changes}
+    content.update({k: v for k, v in keys.items() if v is not None})
+    bundles = sorted(p.parent.parent.name for p in BUNDLES.glob("*/configs/train.json"))
+    if not bundles:
+        raise InputError(
+            f"{BUNDLES}: found no bundles; expected `python -m tools` to run from a clone of the collection"
+        )
+    bundle = str(content.get("bundle", "samcl"))
+    _known(where, "bundle", bundle, bundles)
+    configs = [content["configs"]] if isinstance(content.get("configs"), str) else list(content.get("configs", []))
+    overlays = sorted(p.stem for p in (BUNDLES / bundle / "configs").glob("*.json"))
+    for overlay in configs:
+        _known(where, "config", overlay, overlays)
+    strategy = str(content.get("strategy", bundle))
+    _known(where, "strategy", strategy, strategies(bundle))
+    ids = _config_ids(bundle, configs)
+    options = _check_options(where, {**dict(content.get("options", {})), **changes}, ids)
+    dataset_dir = str(content.get("dataset_dir", BUNDLES / bundle / "data"))
+    tasks = _tasks(where, content.get("tasks", []), dataset_dir, ids)
+    unseen = _tasks(where, content.get("unseen", []), dataset_dir, ids)
+    names = [task.task for task in tasks + unseen]
+    if not tasks or len(set(names)) < len(names):
+        raise InputError(f"{where}: found tasks {names}, expected at least one, each once")
+    split = str(content.get("split", "test"))
+    _known(where, "split", split, SPLITS)
+    corruptions = tuple(content.get("corruptions", ()))
+    for corruption in corruptions:
+        _known(where, "corruption", corruption, list(CORRUPTIONS))
+    seeds = _seeds(where, content)
+    plan = Plan(name, bundle, tasks, strategy, unseen, seeds, options, tuple(configs), split, corruptions)
+    check_data(plan)
+    return plan
+
+
+def _seeds(where: str, content: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the seeds; a plain number n stands for 0 to n - 1."""
+    seeds = content.get("seeds", [0])
+    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, Sequence) or not seeds or not all(isinstance(s, int) for s in seeds):
+        raise InputError(f"{where}: found seeds {seeds!r}, expected whole numbers, or how many")
+    return tuple(seeds)

@@ -1,0 +1,101 @@
+"""Running one bundle in a process of its own, which never outlives the tool that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InputError
+from shared.files import save_json
+
+from .plan import ROOT
+
+__all__ = ["run_bundle"]
+
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies; elsewhere the lock on the run_dir keeps order."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+
+
+def _reason(log: Path) -> str:
+    """Return the message that a failed run ended with: its ``error:`` line, or the last lines of its log."""
+    lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else " | ".join(lines[-3:])
+
+
+def run_bundle(
+    run_id: str,
+    config_files: Sequence[str],
+    options: Mapping[str, Any],
+    log: str | Path,
+    threads: int | None = None,
+    watch: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Call ``python -m monai.bundle run``, with its output in ``log`` and its arguments in a JSON file beside that.
+
+    Args:
+        run_id: list of the config to run.
+        config_files: config and overlays.
+        options: ids that win over the files.
+        log: text file; a second call appends.
+        threads: CPU threads of the process; None leaves it to torch.
+        watch: called twice a second while the process runs.
+
+    Returns:
+        ``seconds`` and ``peak_memory_bytes`` (resident) of the process.
+
+    Raises:
+        InputError: the run failed; its own message, and where the log is.
+    """
+    log = Path(log)
+    arguments = log.with_suffix(".json")
+    save_json(arguments, {"run_id": run_id, "config_file": list(config_files), **options})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, "-m", "monai.bundle", "run", "--args_file", str(arguments)]
+    begin = time.monotonic()
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        try:
+            usage = _wait(process, watch)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    if process.returncode != 0:
+        raise InputError(f"{_reason(log)} (exit code {process.returncode}; log: {log})")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"seconds": round(time.monotonic() - begin, 2), "peak_memory_bytes": usage.ru_maxrss * unit}
+
+
+def _wait(process: subprocess.Popen, watch: Callable[[], None] | None) -> Any:
+    """Wait for the process; return its resource usage, which ``Popen.wait`` throws away."""
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return usage
+        if watch is not None:
+            watch()
+        time.sleep(0.5)

@@ -1,0 +1,79 @@
+"""Putting chains together that differ only in their seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .report_chains import Chain
+from .report_words import table_value
+
+__all__ = ["Group", "group_chains"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Chains that differ in nothing but their seed.
+
+    Attributes:
+        label: what distinguishes it from the other groups of the page.
+        chains: by seed.
+    """
+
+    label: str
+    chains: list[Chain]
+
+    @property
+    def scored(self) -> list[Chain]:
+        """The finished chains, or all where none is: only whole chains may be averaged."""
+        return [c for c in self.chains if c.is_finished] or self.chains
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether any chain is."""
+        return any(c.is_finished for c in self.chains)
+
+    @property
+    def competes(self) -> bool:
+        """Whether it can be the best: it has a whole chain, and learns task after task with one model."""
+        return self.is_finished and self.chains[0].kind == "continued"
+
+    def values(self, measure: Callable[[Chain], float]) -> list[float]:
+        """Return a number of each chain that counts."""
+        return [measure(chain) for chain in self.scored]
+
+
+def _traits(chain: Chain) -> dict[str, str]:
+    """Return what makes a chain another experiment, whatever its seed."""
+    traits = {
+        "strategy": chain.settings["strategy"],
+        "plan": re.sub(r"[-_ ]*seed[-_ ]*\d+$", "", chain.settings["name"]),
+        "bundle": chain.settings["bundle"],
+        "split": table_value(chain.settings.get("split")),
+        "configs": table_value(chain.settings.get("configs")),
+        "order": " \N{RIGHTWARDS ARROW} ".join(chain.tasks),
+        "unseen": table_value(chain.columns[len(chain.tasks) :]),
+        "contents of the configs": table_value(chain.settings.get("config_files")),
+        "data": table_value(list(dict.fromkeys(t.get("dataset_dir") for t in chain.settings["tasks"]))),
+        "task options": table_value([t.get("options") or None for t in chain.settings["tasks"]]),
+    }
+    options = chain.settings.get("options") or {}
+    return traits | {str(k): table_value(v) for k, v in dict(options).items() if k != "seed"}
+
+
+def group_chains(chains: Sequence[Chain]) -> list[Group]:
+    """Put chains together that differ only in their seed; label each group by its strategy and what else differs."""
+    traits = [_traits(chain) for chain in chains]
+    keys = list(dict.fromkeys(key for t in traits for key in t))
+    groups: dict[tuple[str, ...], list[Chain]] = {}
+    for chain, trait in zip(chains, traits, strict=True):
+        groups.setdefault(tuple(trait.get(key, "") for key in keys), []).append(chain)
+    found = []
+    for values, members in groups.items():
+        rivals = [v for v in groups if v[0] == values[0]]
+        differs = [i for i in range(1, len(keys)) if len({v[i] for v in rivals}) > 1]
+        notes = [f"{keys[i]} {values[i]}" if values[i] else f"{keys[i]} as configured" for i in differs]
+        label = f"{values[0]} ({', '.join(notes)})" if notes else values[0]
+        found.append(Group(label, sorted(members, key=lambda c: c.settings["seed"])))
+    return found
