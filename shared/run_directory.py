@@ -77,7 +77,7 @@ class RunDirectory:
             return
         try:
             # A killed owner may need a moment to be gone.
-            guard = FileLock(self.path / ".lock").acquire(timeout=10)
+            guard = FileLock(self.path / ".lock").acquire(timeout=5)
         except Timeout:
             raise InputError(
                 f"{self.path}: found another process that trains in this folder; expected one at a time"

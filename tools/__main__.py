@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ class _Progress:
 
     def __init__(self) -> None:
         form = "{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}] {desc}"
+        # A log file wants a line now and then, a terminal a moving clock.
+        self.pause = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True)
-        self.begun = False
+        self.begun, self.shown = False, 0.0
 
     def __call__(self, share: float, text: str) -> None:
         if not self.begun:
@@ -35,7 +38,10 @@ class _Progress:
             self.bar.initial, self.begun = share, True
             self.bar.reset(total=1.0)
         self.bar.n = share
-        self.bar.set_description_str(text, refresh=True)
+        self.bar.set_description_str(text, refresh=False)
+        if time.monotonic() - self.shown >= self.pause or share >= 1.0:
+            self.shown = time.monotonic()
+            self.bar.refresh()
 
 
 def _listed(value: Any) -> list[str]:
@@ -76,7 +82,7 @@ def chain(
 def compare(
     plan: str = "samcl_embedded",
     strategies: Sequence[str] = ("sequential", "joint", "er", "mer", "ewc", "lwf", "gpm", "samcl"),
-    seeds: int | Sequence[int] = 3,
+    seeds: int | Sequence[int] | None = None,
     match: str = "passes",
     out: str | None = None,
     jobs: int = 1,
@@ -87,16 +93,15 @@ def compare(
     Args:
         plan: JSON file, or the name of one in tools/plans; its own strategy sets the budget.
         strategies: of the bundle, e.g. "[sequential,er,samcl]".
-        seeds: how many, or which ("[3,4]").
+        seeds: how many, or which ("[3,4]"); by default the plan's.
         match: "passes" gives every strategy as many forward and backward passes, "iterations" as many iterations.
         out: folder; by default output/<plan>_compare in the collection.
         jobs: chains side by side, sharing the CPU's cores.
         changes: as for chain.
     """
-    checked = load_plan(plan, **changes)
-    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    checked = load_plan(plan, seeds=seeds, **changes)
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
-    runs = run_comparison(checked, _listed(strategies), numbers, folder, match, jobs, _Progress())
+    runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
     caption = f"{checked.name}: {checked.split} pairs of {len(checked.tasks)} tasks, matched {match}, mean ± sd"
     print("\n" + write_tables(runs, folder, caption))
     page = write_report([run.folder for run in runs], folder / "report.html")
@@ -116,10 +121,17 @@ def report(*folders: str, out: str | None = None) -> None:
     print(f"report: {page}")
 
 
+COMMANDS = {"chain": chain, "compare": compare, "report": report}
+
+
 def main() -> None:
     """Run a command; bad input ends with its message alone."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments:
+        # Else it would be one more option of the training config.
+        arguments = [*arguments[:1], "--", "--help"] if arguments[0] in COMMANDS else ["--help"]
     try:
-        fire.Fire({"chain": chain, "compare": compare, "report": report}, name="python -m tools")
+        fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         sys.exit(1)

@@ -130,7 +130,7 @@ class Chain:
         """
         writable_dir(self.folder)
         try:
-            guard = FileLock(self.folder / ".lock").acquire(timeout=10)
+            guard = FileLock(self.folder / ".lock").acquire(timeout=5)
         except Timeout:
             raise InputError(
                 f"{self.folder}: found another chain at work in this folder; expected one at a time"

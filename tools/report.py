@@ -38,11 +38,13 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     chains = [read_chain(folder) for folder in find_chains(folders)]
     metric = lead_metric(chains)
     groups = best_first(group_chains(chains), metric)
+    # Those without a score come last, so that the others keep their colours.
+    begun = [group for group in groups if any(chain.done for chain in group.chains)]
     single = len(chains) == 1
     sections = [
         ("results", "Results", results(chains[0], metric) if single else comparison(groups, metric)),
-        ("matrices", "What was learnt, what was kept", matrices(groups)),
-        ("cases", "Single cases", cases(groups)),
+        ("matrices", "What was learnt, what was kept", matrices(begun)),
+        ("cases", "Single cases", cases(begun)),
         ("training", "Training", training(groups)),
         ("pictures", "Pictures", pictures(groups)),
         ("settings", "Settings", settings(groups)),

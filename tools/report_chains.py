@@ -178,6 +178,9 @@ def read_chain(folder: str | Path) -> Chain:
     ):
         raise InputError(f"{folder / 'chain.json'}: found tasks {settings['tasks']!r}, expected {FIELDS['tasks'][1]}")
     stages = settings["stages"]
+    for key in ("options", "versions"):
+        if not isinstance(settings.get(key, {}), dict):
+            raise InputError(f"{folder / 'chain.json'}: found {key} {settings[key]!r}, expected an object")
     if settings.get("kind", "continued") not in KINDS:
         raise InputError(
             f"{folder / 'chain.json'}: found kind {settings['kind']!r}, expected one of {', '.join(KINDS)}"

@@ -12,7 +12,7 @@ from .report_figures import points
 from .report_groups import Group
 from .report_results import final, kept, learnt, terms
 from .report_tables import legend, plain_table
-from .report_words import ABSENT, MEASURES, METRICS, UNSIGNED, Metric, bytes_text, count_text, seconds_text, spread
+from .report_words import MEASURES, METRICS, UNSIGNED, Metric, bytes_text, count_text, rough_text, seconds_text, spread
 
 __all__ = ["best_first", "comparison", "comparison_lead"]
 
@@ -70,9 +70,9 @@ def _columns(metric: Metric) -> list[_Column]:
         _Column(f"{metric.name}, unseen tasks", unseen, metric.larger_is_better, digits=metric.digits),
         _Column(f"{metric.name}, spoilt images", spoilt, metric.larger_is_better, digits=metric.digits),
         *(scored(m) for m in (METRICS["tre_mm"], METRICS["folds_percent"]) if m != metric),
-        cost("sharpness", "sharpness", lambda v: f"{v:.3g}" if math.isfinite(v) else ABSENT),
+        cost("sharpness", "sharpness", rough_text),
         cost("passes", "passes", count_text, None),
-        cost("time", "seconds", seconds_text),
+        cost("training time", "seconds", seconds_text),
         cost("replay memory", "memory_bytes", bytes_text),
         cost("peak memory", "peak_memory_bytes", bytes_text),
     ]
@@ -140,7 +140,7 @@ def _figures(groups: Sequence[Group], metric: Metric) -> str:
         (
             "Outcome and price",
             metric.direction,
-            (lambda c: number(c.summary.get("seconds")) / 60, "time (minutes)"),
+            (lambda c: number(c.summary.get("seconds")) / 60, "training time (minutes)"),
             (lambda c: final(c, metric), f"{metric.name} at the end{unit}"),
         ),
     ]

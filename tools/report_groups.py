@@ -26,8 +26,9 @@ class Group:
 
     @property
     def scored(self) -> list[Chain]:
-        """The finished chains, or all where none is: only whole chains may be averaged."""
-        return [c for c in self.chains if c.is_finished] or self.chains
+        """The finished chains, else those with a stage, else all: whole chains are not averaged with parts."""
+        whole = [c for c in self.chains if c.is_finished]
+        return whole or [c for c in self.chains if c.done] or self.chains
 
     @property
     def is_finished(self) -> bool:
@@ -55,7 +56,7 @@ def _traits(chain: Chain) -> dict[str, str]:
         "order": " \N{RIGHTWARDS ARROW} ".join(chain.tasks),
         "unseen": table_value(chain.columns[len(chain.tasks) :]),
         "contents of the configs": table_value(chain.settings.get("config_files")),
-        "data": table_value(list(dict.fromkeys(t.get("dataset_dir") for t in chain.settings["tasks"]))),
+        "data": ", ".join(dict.fromkeys(table_value(t.get("dataset_dir")) for t in chain.settings["tasks"])),
         "task options": table_value([t.get("options") or None for t in chain.settings["tasks"]]),
     }
     options = chain.settings.get("options") or {}

@@ -89,7 +89,7 @@ def results(chain: Chain, metric: Metric) -> str:
 
     def before(other: Metric) -> str:
         value = chain.average(other.key, before=True)
-        return f"before registration {other.text(value)}" if math.isfinite(value) else other.meaning
+        return f"before registration {_with_unit(other, value)}" if math.isfinite(value) else other.meaning
 
     tre, folds = METRICS["tre_mm"], METRICS["folds_percent"]
     name, end = metric.name, "at the end" if chain.is_finished else "so far"
@@ -102,7 +102,7 @@ def results(chain: Chain, metric: Metric) -> str:
         ("Help for new tasks", change("forward_transfer"), "gain on a task before it is learnt (forward transfer)"),
         ("Landmark error (TRE)", _with_unit(tre, final(chain, tre)), before(tre)),
         ("Folds", _with_unit(folds, final(chain, folds)), folds.meaning),
-        ("Time", seconds_text(cost("seconds")), passes),
+        ("Training time", seconds_text(cost("seconds")), passes),
         ("Replay memory", bytes_text(cost("memory_bytes")), "kept of earlier tasks"),
         ("Peak memory", bytes_text(cost("peak_memory_bytes")), "of the program"),
     ]
@@ -110,7 +110,7 @@ def results(chain: Chain, metric: Metric) -> str:
 
 
 def _with_unit(metric: Metric, value: float) -> str:
-    return f"{metric.text(value)} {metric.unit}" if math.isfinite(value) else ABSENT
+    return f"{metric.text(value)} {metric.unit}".rstrip() if math.isfinite(value) else ABSENT
 
 
 def _measures(chain: Chain) -> str:

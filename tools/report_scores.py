@@ -23,6 +23,8 @@ def _remark(metric: Metric) -> str:
 
 def matrices(groups: Sequence[Group]) -> str:
     """Return R of every metric as heat maps."""
+    if not metrics_of(groups):
+        return ""
     keys = (
         '<ul class="keys"><li><i class="now"></i>the task just learnt</li>'
         '<li><i class="later"></i>a task not learnt, or not yet</li></ul>'
@@ -76,6 +78,8 @@ def _panel(title: str, cases: int, seeds: int, figure: str) -> str:
 def cases(groups: Sequence[Group]) -> str:
     """Return violins of the single cases, a panel for each task, a tab for each metric."""
     chains = [chain for group in groups for chain in group.scored]
+    if not chains:
+        return ""
     tasks = list(dict.fromkeys(task for chain in chains for task in chain.columns))
     seeds = max(len(group.scored) for group in groups)
     tabbed = []

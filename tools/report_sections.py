@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -13,28 +13,35 @@ from .report_chains import Chain, number
 from .report_figures import WIDTH, Line, curves, embedded
 from .report_groups import Group
 from .report_tables import legend, nice_stage, plain_table, tabs
-from .report_words import ABSENT, bytes_text, count_text, identifier, seconds_text, table_value
+from .report_words import ABSENT, bytes_text, count_text, identifier, rough_text, seconds_text, table_value
 
 __all__ = ["pictures", "settings", "training"]
 
 # Beyond this many pictures each is made smaller, so that the page can still be sent by e-mail.
 MANY_PICTURES = 24
+MANY_LINES = 8
 
 
 def _course(chain: Chain) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[tuple[float, str], ...]]:
     """Return iterations since the chain began, columns (NaN where a stage has none), and the ends of the stages."""
-    offset, xs, ends = 0.0, [], []
+    offset = 0.0
+    xs, lengths, ends = [np.array([])], [], []
     for stage, curve in zip(chain.stages, chain.curves, strict=False):
-        xs.append(curve.get("iteration", np.array([])) + offset)
-        offset = float(xs[-1][-1]) if len(xs[-1]) else offset
+        steps = curve.get("iteration", np.array([])) + offset
+        # One more point without a value: the line breaks where a new task begins.
+        xs.append(np.append(steps, steps[-1:]))
+        lengths.append((len(steps), len(xs[-1])))
+        offset = float(steps[-1]) if len(steps) else offset
         ends.append((offset, stage))
-    names = dict.fromkeys(name for curve in chain.curves for name in curve)
-    columns = {
-        name: np.concatenate([c.get(name, np.full(len(x), math.nan)) for c, x in zip(chain.curves, xs, strict=True)])
-        for name in names
-        if name not in {"iteration", "seconds_per_iteration"}
-    }
-    return np.concatenate(xs) if xs else np.array([]), columns, tuple(ends)
+    columns = {}
+    for name in dict.fromkeys(name for curve in chain.curves for name in curve):
+        if name not in {"iteration", "seconds_per_iteration"}:
+            pieces = [np.full(padded, math.nan) for _, padded in lengths]
+            for piece, (count, _), curve in zip(pieces, lengths, chain.curves, strict=True):
+                piece[:count] = curve.get(name, math.nan)
+            columns[name] = np.concatenate(pieces)
+    columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    return np.concatenate(xs), columns, tuple(ends)
 
 
 def _lines(group: Group, series: int, name: str) -> Iterator[Line]:
@@ -72,19 +79,20 @@ def training(groups: Sequence[Group]) -> str:
 
 
 def _costs(chain: Chain) -> str:
-    head = ["stage", "time", "passes of the network", "replay memory", "peak memory", "sharpness"]
+    columns: list[tuple[str, str, Callable[[float], str]]] = [
+        ("training time", "seconds", seconds_text),
+        ("passes of the network", "passes", count_text),
+        ("replay memory", "memory_bytes", bytes_text),
+        ("peak memory", "peak_memory_bytes", bytes_text),
+        ("peak memory of the GPU", "peak_gpu_bytes", bytes_text),
+        ("sharpness", "sharpness", rough_text),
+    ]
+    columns = [c for c in columns if any(math.isfinite(number(record.get(c[1]))) for record in chain.records)]
     rows = [
-        [
-            identifier(stage),
-            seconds_text(number(record.get("seconds"))),
-            count_text(number(record.get("passes"))),
-            bytes_text(number(record.get("memory_bytes"))),
-            bytes_text(number(record.get("peak_memory_bytes"))),
-            f"{value:.3g}" if math.isfinite(value := number(record.get("sharpness"))) else ABSENT,
-        ]
+        [identifier(stage), *(write(number(record.get(key))) for _, key, write in columns)]
         for stage, record in zip(chain.stages, chain.records, strict=False)
     ]
-    return plain_table(head, rows)
+    return plain_table(["stage", *(heading for heading, _, _ in columns)], rows)
 
 
 def pictures(groups: Sequence[Group]) -> str:
@@ -126,10 +134,19 @@ def _facts(chain: Chain) -> dict[str, str]:
     for place, task in enumerate(known["tasks"], 1):
         parts = [task["task"], table_value(task.get("dataset_dir")), table_value(task.get("options") or None)]
         facts[f"task {place}"] = ", ".join(p for p in parts if p != ABSENT)
+    if unseen := chain.columns[len(chain.tasks) :]:
+        facts["scored only"] = table_value(unseen)
     for title, key in (("option", "options"), ("version", "versions")):
         content = known.get(key)
         facts |= {f"{title} {k}": table_value(v) for k, v in (content.items() if isinstance(content, dict) else ())}
     return facts | {"folder": str(chain.folder)}
+
+
+def _folded(title: str, content: str, lines: int) -> str:
+    """Return a card; a long one starts closed."""
+    if lines > MANY_LINES:
+        content = f"<details><summary>show {lines} lines</summary>{content}</details>"
+    return f'<div class="card facts"><h3>{title}</h3>{content}</div>'
 
 
 def settings(groups: Sequence[Group]) -> str:
@@ -142,12 +159,11 @@ def settings(groups: Sequence[Group]) -> str:
     parts = [f'<div class="card facts">{plain_table((), rows, numeric=False)}</div>']
     if differs := [n for n in names if n not in shared]:
         head = ["folder", *(n for n in differs if n != "folder")]
-        table = plain_table(
-            [escape(name) for name in head], [[identifier(f.get(n, "")) for n in head] for f in facts], numeric=False
-        )
-        parts.append(f'<div class="card facts"><h3>What differs</h3>{table}</div>')
+        rows = [[identifier(fact.get(name, "")) for name in head] for fact in facts]
+        table = plain_table([escape(name) for name in head], rows, numeric=False)
+        parts.append(_folded("What differs", table, len(rows)))
     commands = list(dict.fromkeys(table_value(c.settings.get("command")) for c in chains if c.settings.get("command")))
     if commands:
         text = "\n".join(map(escape, commands))
-        parts.append(f'<div class="card"><h3>Command</h3><pre>{text}</pre></div>')
+        parts.append(_folded("Commands" if len(commands) > 1 else "Command", f"<pre>{text}</pre>", len(commands)))
     return "".join(parts)

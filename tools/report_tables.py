@@ -179,19 +179,22 @@ def heat_map(group: Group, metric: Metric, largest: float, heading: str = "") ->
         for row in rows
     ]
     heading = heading or f"{escape(metric.heading)}<small>{escape(metric.meaning)}</small>"
-    return (
-        f'<div class="card"><h3>{heading}</h3><div class="scroll"><table class="heat" style="--n:{len(columns)}"><colgroup><col>'
-        f"{'<col>' * len(columns)}</colgroup><thead><tr><td></td>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>{_legend(group, metric, largest)}</div>"
+    table = (
+        f'<table class="heat" style="--n:{len(columns)}"><colgroup><col>{"<col>" * len(columns)}</colgroup>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
+    below = _legend(group, metric, largest)
+    return f'<div class="card"><h3>{heading}</h3><div class="scroll">{table}</div>{below}</div>'
 
 
 def _legend(group: Group, metric: Metric, largest: float) -> str:
+    """Return what the colours of a heat map mean."""
     if metric.larger_is_better is None:
         return ""
+    compared = math.isfinite(mean(mean(_entry(group, metric, BEFORE, t)) for t in group.scored[0].columns))
     if not largest:
-        return '<div class="scale">no change anywhere</div>'
-    if math.isfinite(mean(mean(_entry(group, metric, BEFORE, t)) for t in group.scored[0].columns)):
+        return f'<div class="scale">{"as before registration" if compared else "zero"} everywhere</div>'
+    if compared:
         end = metric.text(largest) if metric.larger_is_better else f"{100 * largest:.0f} %"
         low, high = f"{end} worse", f"{end} better than before registration"
         return f'<div class="scale"><span>{low}</span><i></i><span>{high}</span></div>'

@@ -21,6 +21,7 @@ __all__ = [
     "count_text",
     "identifier",
     "metric_of",
+    "rough_text",
     "seconds_text",
     "spread",
     "table_value",
@@ -149,6 +150,11 @@ def bytes_text(value: float) -> str:
 def count_text(value: float) -> str:
     """Write a whole number in groups of three."""
     return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if math.isfinite(value) else ABSENT
+
+
+def rough_text(value: float) -> str:
+    """Write a number whose size is what matters."""
+    return f"{value:.3g}".replace("-", MINUS) if math.isfinite(value) else ABSENT
 
 
 def table_value(value: Any) -> str:

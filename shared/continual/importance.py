@@ -38,7 +38,7 @@ def add_penalty_gradient(weights: Tensors, anchor: Tensors, importance: Tensors,
 
 @torch.no_grad()
 def accumulate(old: Tensors, new: Tensors, decay: float) -> list[Tensor]:
-    """Return ``decay old + new``: online EWC's importance of all tasks so far (Schwarz et al., ICML 2018, sec. 3.2)."""
+    """Return ``decay old + new``: online EWC's importance of all tasks so far (Schwarz et al., ICML 2018)."""
     if not old:
         return list(new)
     return list(torch._foreach_add(list(new), list(old), alpha=decay))

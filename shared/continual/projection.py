@@ -62,7 +62,7 @@ def input_columns(image: Tensor, convolution: nn.Module, count: int, generator: 
 def extend_basis(basis: Tensor | None, columns: Tensor, threshold: float) -> Tensor:
     """Add the fewest orthonormal directions with which the basis holds ``threshold`` of the columns' energy.
 
-    Gradient projection memory (Saha, Garg & Roy, ICLR 2021, eqs. 8 and 9). The singular vectors come from the
+    Gradient projection memory (Saha, Garg & Roy, ICLR 2021). The singular vectors come from the
     eigenvectors of the smaller of the two products of the columns with themselves, in double precision.
 
     Args:

@@ -20,7 +20,7 @@ def write(path, **content):
 def test_the_default_plan_is_the_four_embedded_tasks():
     plan = load_plan()
     assert tuple(task.task for task in plan.tasks) == REGISTRATION_TASKS
-    assert (plan.bundle, plan.strategy, plan.split, plan.seeds) == ("samcl", "samcl", "test", (0,))
+    assert (plan.bundle, plan.strategy, plan.split, plan.seeds) == ("samcl", "samcl", "test", (0, 1, 2))
 
 
 def test_command_line_wins_over_the_file(tmp_path):

@@ -87,15 +87,16 @@ class EWC(_Penalty):
     gradient of the whole objective (labels, landmarks, regularisers) over single training pairs. One pass a sample.
 
     Args:
-        strength: of the penalty, in units of the loss. With ``normalise``, the curvature that a weight of average
-            importance gets.
+        strength: of the penalty. With ``normalise``, the curvature that it gives a weight of average importance, in
+            units of the loss per squared weight; without, the factor of the Fisher information itself, whose mean over
+            the weights is about 2e-5 with the default config, so that 0.03 is about 1,500 there.
         decay: of the earlier tasks' importance.
         samples: training pairs for the Fisher information; fewer where the task has fewer.
         normalise: scale each task's F to mean 1 over all weights, so that each task counts alike and ``strength`` does
-            not depend on the loss's scale (Schwarz et al., ICML 2018, sec. 3.2).
+            not depend on the loss's scale.
     """
 
-    def __init__(self, strength: float = 1.0, decay: float = 1.0, samples: int = 64, normalise: bool = True) -> None:
+    def __init__(self, strength: float = 0.03, decay: float = 1.0, samples: int = 64, normalise: bool = True) -> None:
         super().__init__(strength)
         self.decay, self.samples, self.normalise = decay, samples, normalise
 
@@ -140,7 +141,7 @@ class SI(_Penalty):
         damping: added to the squared distance; a weight that moves less than its root counts for little.
     """
 
-    def __init__(self, strength: float = 1.0, damping: float = 0.001) -> None:
+    def __init__(self, strength: float = 5.0, damping: float = 0.001) -> None:
         super().__init__(strength)
         self.damping = damping
         self.path: Named = {}
@@ -190,7 +191,7 @@ class LwF(Strategy):
         strength: of the difference, in units of the loss per squared voxel.
     """
 
-    def __init__(self, strength: float = 1.0) -> None:
+    def __init__(self, strength: float = 5.0) -> None:
         self.strength = strength
         self._weights: Named = {}
         self._teacher: nn.Module | None = None

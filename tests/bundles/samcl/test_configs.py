@@ -249,7 +249,7 @@ def test_paper_config_builds_the_paper_network():
     assert parser["spatial_size"] == [112, 96, 112]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / CONFIGS).glob("*.json")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / CONFIGS).rglob("*.json")), ids=lambda p: p.name)
 def test_configs_hold_wiring_only(path):
     """No lambda, no long expression, no target outside the bundle, torch, ignite and MONAI."""
 

@@ -300,9 +300,7 @@ def test_bases_grow_with_the_tasks_and_hold_the_earlier_ones(tmp_path):
 def test_a_network_with_other_weights_is_refused(tmp_path):
     network = make_network()
     network.linear = torch.nn.Linear(2, 2)
-    trainer = make_trainer(
-        tmp_path, GPM(), network=network, optimizer=torch.optim.Adam(network.parameters(), lr=1e-3)
-    )
+    trainer = make_trainer(tmp_path, GPM(), network=network, optimizer=torch.optim.Adam(network.parameters(), lr=1e-3))
     with pytest.raises(ValueError, match=r"\['linear.weight'\], expected a network of convolutions"):
         trainer.run()
 

@@ -41,7 +41,7 @@ def flat(state: object, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def test_every_strategy_is_tried():
-    import bundles.samcl.scripts as scripts
+    from bundles.samcl import scripts
 
     known = {n for n in scripts.__all__ if isinstance(c := getattr(scripts, n), type) and issubclass(c, Strategy)}
     assert known == {type(make()).__name__ for make in STRATEGIES.values()}

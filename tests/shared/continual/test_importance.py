@@ -51,14 +51,14 @@ def test_path_integral_is_the_loss_that_was_lost(generator):
         return sum((c * w**2).sum() / 2 for c, w in zip(curvature, weights, strict=True))
 
     path = [torch.zeros_like(w) for w in weights]
-    start = float(loss())
+    start = loss().item()
     for _ in range(1000):
         gradients = torch.autograd.grad(loss(), weights)
         before = [w.detach().clone() for w in weights]
         with torch.no_grad():
             torch._foreach_add_(weights, gradients, alpha=-1e-3)
         add_to_path(path, gradients, before, [w.detach() for w in weights])
-    decrease = start - float(loss())
+    decrease = start - loss().item()
     assert decrease > 0.1
     assert sum(float(p.sum()) for p in path) == pytest.approx(decrease, rel=1e-3)
 

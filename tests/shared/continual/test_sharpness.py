@@ -22,7 +22,7 @@ def test_adaptive_step_in_closed_form():
 def test_rise_of_a_linear_loss_in_closed_form():
     """loss = g.w rises by g.e = rho || |w| g ||."""
     weights, slope = [torch.tensor([2.0, -1.0], requires_grad=True)], torch.tensor([1.0, 2.0])
-    assert loss_rise(weights, lambda: (slope * weights[0]).sum(), rho=0.5) == pytest.approx(0.5 * 8**0.5)
+    assert loss_rise(weights, lambda: torch.dot(slope, weights[0]), rho=0.5) == pytest.approx(0.5 * 8**0.5)
 
 
 def net(scale: float):
