@@ -39,7 +39,18 @@ __all__ = ["Chain"]
 
 # Share of a stage's time that training takes, for the progress line.
 TRAINING_SHARE = 0.85
-SETTINGS = ("bundle", "strategy", "seed", "tasks", "unseen", "options", "configs", "split", "corruptions", "config_files")
+SETTINGS = (
+    "bundle",
+    "strategy",
+    "seed",
+    "tasks",
+    "unseen",
+    "options",
+    "configs",
+    "split",
+    "corruptions",
+    "config_files",
+)
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ class Chain:
             save_json(path, record)
             return
         found = read_json(path)
-        changed = differences(*({k: r.get(k) for k in SETTINGS} for r in (found, record)))
+        changed = differences({k: found.get(k) for k in SETTINGS}, {k: record[k] for k in SETTINGS})
         if changed:
             raise InputError(
                 f"{self.folder}: holds another chain ({changed}); expected the same settings to go on with it, or "

@@ -59,7 +59,7 @@ def _stand_in(series: int) -> str:
 
 @contextmanager
 def _drawing(width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure whose units are CSS pixels at its natural size, without touching matplotlib's global state."""
+    """Yield a figure whose units are CSS pixels at its natural size; matplotlib's own settings stay as they are."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -106,9 +106,8 @@ def _svg(figure: Figure, name: str, label: str) -> str:
         figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    # Groups keep no id; definitions and what refers to them get this figure's name.
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    # Groups keep no id; those of definitions hold the hash of the name, and so meet no other figure's.
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
     # All cases of a violin look alike: say it once.
     text = re.sub(r'<use [^>]* style="([^"]*)"/>\s*(?:<use [^>]* style="\1"/>\s*)+', _together, text)
     for stand_in, variable in VARIABLES.items():

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SYNTHETIC = "synth_"
-MODALITIES = {"mr": "MR", "ct": "CT", "mrct": "MR-CT", "pet": "PET", "us": "US"}
+MODALITIES = {"mr": "MR", "ct": "CT", "mrct": "MR\N{NON-BREAKING HYPHEN}CT", "pet": "PET", "us": "US"}
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 

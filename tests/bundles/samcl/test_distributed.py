@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bundles.samcl.scripts.consolidation import EWC, SI, LwF
+from bundles.samcl.scripts.distributed import from_first_rank, on_all_ranks
 from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, SAMCL, Sequential
@@ -121,6 +122,8 @@ def two_tasks_main(rank: int, port: int, folder: Path) -> None:
             state = {} if trainer.strategy.memory else trainer.strategy.state_dict()
             content = {"network": network.module.state_dict(), "strategy": state, "passes": trainer.passes}
             save_tensors(folder / f"{name}{task}_{rank}.pt", content)
+    agreed = {"mixed": on_all_ranks(rank == 0, "cpu"), "all": on_all_ranks(True, "cpu")}
+    save_tensors(folder / f"agreed_{rank}.pt", {**agreed, "first": from_first_rank(lambda: [rank])})
     dist.destroy_process_group()
 
 
@@ -133,6 +136,8 @@ def equal(first: object, second: object) -> bool:
 def test_ranks_remember_the_same(tmp_path):
     """Weights, and importance, teacher and bases, on both ranks; Fisher information is that of single pairs."""
     mp.spawn(two_tasks_main, (free_port(), tmp_path), nprocs=2)
+    for rank in (0, 1):
+        assert load_tensors(tmp_path / f"agreed_{rank}.pt") == {"mixed": False, "all": True, "first": [0]}
     for name in CONSOLIDATING:
         for task in (0, 1):
             first, second = (load_tensors(tmp_path / f"{name}{task}_{rank}.pt") for rank in (0, 1))
