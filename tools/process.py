@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,22 @@ from .plan import ROOT
 
 __all__ = ["run_bundle"]
 
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG
+# Asks Linux to kill the process when its parent dies, then becomes the command: ``exec`` keeps the request. Elsewhere
+# the lock on the run_dir keeps order. Not a ``preexec_fn``: that may deadlock where threads start processes.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the tool that started this is gone")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies; elsewhere the lock on the run_dir keeps order."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+def _command(arguments: Path) -> list[str]:
+    command = ["-m", "monai.bundle", "run", "--args_file", str(arguments)]
+    if sys.platform == "linux":
+        command = ["-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+    return [sys.executable, *command]
 
 
 def _reason(log: Path) -> str:
@@ -66,16 +72,14 @@ def run_bundle(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", "monai.bundle", "run", "--args_file", str(arguments)]
     begin = time.monotonic()
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            command,
+            _command(arguments),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         try:
             usage = _wait(process, watch)

@@ -116,7 +116,8 @@ def test_a_folder_of_another_plan_is_refused(whole, tiny_data):
 
 
 def test_a_second_chain_in_the_same_folder_is_refused(tiny_data, tmp_path):
-    code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); time.sleep(60)"
+    code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+    code += "print(1, flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE)
     try:
         owner.stdout.readline()
@@ -131,9 +132,12 @@ def test_a_second_chain_in_the_same_folder_is_refused(tiny_data, tmp_path):
 def test_two_trainings_in_one_run_dir_are_refused(tmp_path):
     from shared.run_directory import RunDirectory
 
-    with RunDirectory(tmp_path).lock(), pytest.raises(InputError, match="another process that trains"):
-        with RunDirectory(tmp_path).lock():
-            pass
+    with (
+        RunDirectory(tmp_path).lock(),
+        pytest.raises(InputError, match="another process that trains"),
+        RunDirectory(tmp_path).lock(),
+    ):
+        pass
 
 
 def test_data_that_vanishes_between_two_tasks_stops_the_chain_and_its_return_continues_it(
