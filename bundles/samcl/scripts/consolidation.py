@@ -89,14 +89,14 @@ class EWC(_Penalty):
     Args:
         strength: of the penalty. With ``normalise``, the curvature that it gives a weight of average importance, in
             units of the loss per squared weight; without, the factor of the Fisher information itself, whose mean over
-            the weights is about 2e-5 with the default config, so that 0.03 is about 1,500 there.
+            the weights is about 2e-5 with the default config, so that 0.1 is about 5,000 there.
         decay: of the earlier tasks' importance.
         samples: training pairs for the Fisher information; fewer where the task has fewer.
         normalise: scale each task's F to mean 1 over all weights, so that each task counts alike and ``strength`` does
             not depend on the loss's scale.
     """
 
-    def __init__(self, strength: float = 0.03, decay: float = 1.0, samples: int = 64, normalise: bool = True) -> None:
+    def __init__(self, strength: float = 0.1, decay: float = 1.0, samples: int = 64, normalise: bool = True) -> None:
         super().__init__(strength)
         self.decay, self.samples, self.normalise = decay, samples, normalise
 
