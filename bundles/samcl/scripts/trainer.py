@@ -18,28 +18,18 @@ from monai.utils import ensure_tuple
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from shared.checkpoint import handler_states, plain, restore_handlers
+from shared.checkpoint import restore_handlers
 from shared.data.pairs import Sample, stack_pairs
 from shared.data.sampler import ResumableSampler
-from shared.errors import InputError
-from shared.files import load_tensors
 from shared.run_directory import RunDirectory
 from shared.settings import digest
 
+from .checkpoint import costs, restore, save_checkpoint
 from .objective import RegistrationObjective
 from .strategies import Strategy
 from .weights import load_weights, unwrap
 
 __all__ = ["ContinualTrainer", "load_weights", "unwrap"]
-
-
-def _tensor_bytes(content: Any) -> int:
-    """Return the bytes of all tensors in nested plain containers."""
-    if isinstance(content, Tensor):
-        return content.nbytes
-    if isinstance(content, dict):
-        return sum(_tensor_bytes(v) for v in content.values())
-    return sum(_tensor_bytes(v) for v in content) if isinstance(content, (list, tuple)) else 0
 
 
 class ContinualTrainer(SupervisedTrainer):
@@ -109,9 +99,9 @@ class ContinualTrainer(SupervisedTrainer):
         self.generator = torch.Generator()
         self.passes = 0
         self.seconds, self._clock = 0.0, 0.0
-        self._task_ended = False
+        self.task_ended = False
         self.log_rows: list[dict[str, float]] = []
-        self._handlers: list[Any] = list(ensure_tuple(train_handlers or ()))
+        self.handlers: list[Any] = list(ensure_tuple(train_handlers or ()))
         self.sampler = ResumableSampler(len(dataset), seed, self.rank, self.world)  # type: ignore[arg-type]
         loader = DataLoader(
             dataset, batch_size=batch_size, sampler=self.sampler, num_workers=num_workers, collate_fn=list
@@ -136,7 +126,7 @@ class ContinualTrainer(SupervisedTrainer):
 
     def add_event_handler(self, event_name: Any, handler: Callable, *args: Any, **kwargs: Any) -> RemovableEventHandle:
         """Register a handler, as in ignite; a state that it keeps goes into the checkpoint."""
-        self._handlers.append(handler)
+        self.handlers.append(handler)
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     # -- one iteration -------------------------------------------------------------------------------------------------
@@ -232,27 +222,19 @@ class ContinualTrainer(SupervisedTrainer):
             if self.rank == 0:
                 print(f"{self.run_directory.path}: this run is complete; nothing to train", flush=True)
             return
-        self._restore()
+        self._resumed = restore(self)
         self._clock = time.perf_counter()
         self.strategy.begin_task(self)
         if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
             super().run()
-        if not self._task_ended:
+        if not self.task_ended:
             self._reseed("end")  # killed in end_task, a run does it again: with the same draws, alike on all ranks
             self.strategy.end_task(self)
-            self._task_ended = True
+            self.task_ended = True
             self.save()
-        record = {"settings": digest(settings), "passes": self.passes, **self._costs()}
+        record = {"settings": digest(settings), "passes": self.passes, **costs(self)}
         self.run_directory.finish(unwrap(self.network).state_dict(), record)
-        self._barrier()
-
-    def _costs(self) -> dict[str, Any]:
-        """Return what the run took: seconds of training, bytes that the strategy keeps, most GPU bytes in use."""
-        device = torch.device(self.state.device)
-        memory = self.strategy.memory
-        kept = _tensor_bytes(self.strategy.state_dict()) + (0 if memory is None else memory.nbytes)
-        gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        return {"seconds": round(self.seconds, 2), "memory_bytes": kept, "peak_gpu_bytes": gpu}
+        self.barrier()
 
     def _keep_resumed_state(self) -> None:
         if not self._saves:
@@ -261,99 +243,19 @@ class ContinualTrainer(SupervisedTrainer):
             self._saves = True
         if self._resumed is not None:
             unwrap(self.network).load_state_dict(self._resumed["network"])
-            restore_handlers(self._handlers, self._resumed["handlers"])
-
-    def _restore(self) -> None:
-        """Go on from the checkpoint of a killed run, or start from the previous task."""
-        memory = self.strategy.memory
-        state = self._resumed = self.run_directory.load_state()
-        if state is None:
-            if self.init_from is not None:
-                self._start_from(self.init_from)
-            if memory is not None:
-                memory.save(self.run_directory.memory)  # from now on it writes here
-            return
-        self._check_world(self.run_directory, state)
-        unwrap(self.network).load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.strategy.load_state_dict(state["strategy"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        if memory is not None:
-            memory.load(self.run_directory.memory, self.run_directory.memory_index(state["iteration"]))
-        torch.set_rng_state(state["rng"])
-        self.seconds = float(state["seconds"])
-        self.passes, self.log_rows, self._task_ended = state["passes"], list(state["log"]), state["task_ended"]
-        self.state.iteration = state["iteration"]
-        self.state.epoch = state["iteration"] // self.state.epoch_length
-        self.sampler.position = state["iteration"] * self.batch_size
-
-    def _start_from(self, source: Path) -> None:
-        """Take weights, moments, strategy state and memory from the previous task's run."""
-        if source.is_file():
-            load_weights(self.network, source)
-            return
-        previous = RunDirectory(source, self.rank, read_only=True) if source.is_dir() else None
-        if previous is None or not previous.is_done():
-            raise InputError(
-                f"{source}: found no complete run (model.pt with done.json); expected a run_dir or weights"
-            )
-        load_weights(self.network, previous.model)
-        state = load_tensors(previous.state)
-        self._check_world(previous, state)
-        options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, new in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(new)  # moments go on, rates are this task's
-        if state["strategy_name"] == type(self.strategy).__name__:
-            self.strategy.load_state_dict(state["strategy"])
-        if self.strategy.memory is not None and previous.memory.is_dir():
-            self.strategy.memory.load(previous.memory, previous.memory_index(state["iteration"]), keep_folder=False)
-
-    def _check_world(self, run: RunDirectory, state: dict[str, Any]) -> None:
-        if self.strategy.memory is not None and state["world"] != self.world:
-            raise InputError(
-                f"{run.path}: found a run of {state['world']} processes, each with a memory of its own; expected as "
-                f"many as now, {self.world}"
-            )
+            restore_handlers(self.handlers, self._resumed["handlers"])
 
     def save(self) -> None:
-        """Write a checkpoint: each rank its memory, then rank 0 the state that makes it count.
+        """Write a checkpoint: what a killed run goes on from.
 
         Raises:
             FloatingPointError: the weights are not finite; the last good checkpoint stays.
         """
-        iteration, memory = self.state.iteration, self.strategy.memory
-        if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
-            raise FloatingPointError(
-                f"iteration {iteration}: weights are not finite; lower the learning rate or rho, or look at the data"
-            )
-        if memory is not None:
-            self.run_directory.save_memory_index(iteration, memory.save(self.run_directory.memory))
-        self._barrier()
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
-        state = {
-            "iteration": iteration,
-            "world": self.world,
-            "task_ended": self._task_ended,
-            "network": unwrap(self.network).state_dict(),
-            "optimizer": plain(self.optimizer.state_dict()),
-            "strategy": self.strategy.state_dict(),
-            "strategy_name": type(self.strategy).__name__,
-            "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict()),
-            "handlers": handler_states(self._handlers),
-            "rng": torch.get_rng_state(),
-            "passes": self.passes,
-            "seconds": self.seconds,
-            "log": self.log_rows,
-        }
-        self.run_directory.save_state(state)
-        self._barrier()
-        if memory is not None:
-            self.run_directory.prune_memory_indices(iteration)
-            memory.prune()
+        save_checkpoint(self)
 
-    def _barrier(self) -> None:
+    def barrier(self) -> None:
+        """Wait for the other ranks."""
         if self.world > 1:
             dist.barrier()

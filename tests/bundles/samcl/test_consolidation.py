@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bundles.samcl.scripts.checkpoint import restore
 from bundles.samcl.scripts.consolidation import EWC, SI, LwF
 from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
@@ -36,7 +37,7 @@ def second_task(trainer, folder, strategy, **options):
     """Return a trainer at the start of the second task, with what the first one left."""
     new = {"dataset": TinyPairs(seed=1), "task": "next", "init_from": trainer.run_directory.path, **options}
     second = make_trainer(folder, strategy, **new)
-    second._restore()
+    restore(second)
     second.strategy.begin_task(second)
     return second
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from bundles.samcl.scripts.checkpoint import restore
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import SAMCL, Sequential
 from bundles.samcl.scripts.trainer import load_weights
@@ -133,7 +134,7 @@ def test_the_next_task_gets_weights_moments_and_memory(tmp_path):
         dataset=TinyPairs(seed=1),
         task="next",
     )
-    second._restore()
+    restore(second)
     assert same(weights(first), weights(second))
     moments = [s["exp_avg"] for s in first.optimizer.state_dict()["state"].values()]
     carried = [s["exp_avg"] for s in second.optimizer.state_dict()["state"].values()]
@@ -171,7 +172,7 @@ def test_a_weights_file_starts_a_run(tmp_path):
     torch.nn.init.ones_(network.head.conv.weight)
     save_tensors(tmp_path / "pretrained.pt", network.state_dict())
     trainer = make_trainer(tmp_path / "run", Sequential(), init_from=tmp_path / "pretrained.pt")
-    trainer._restore()
+    restore(trainer)
     assert same(weights(trainer), network.state_dict())
 
 
@@ -343,7 +344,7 @@ def test_handlers_of_every_event_are_called(tmp_path):
 def test_another_number_of_processes_is_refused(tmp_path):
     trainer = make_trainer(tmp_path / "first")
     trainer.world = 2
-    trainer._barrier = lambda: None
+    trainer.barrier = lambda: None
     trainer.run()
     with pytest.raises(InputError, match=r"first: found a run of 2 processes.*as many as now, 1"):
         make_trainer(tmp_path / "second", init_from=tmp_path / "first").run()
