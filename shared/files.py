@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from .errors import InputError
 
@@ -22,6 +23,7 @@ __all__ = [
     "read_json",
     "save_json",
     "save_tensors",
+    "sole_owner",
     "writable_dir",
     "write_csv",
 ]
@@ -136,3 +138,23 @@ def writable_dir(path: str | Path) -> Path:
             f"{path}: cannot be written ({error.strerror}); expected a writable folder with free space"
         ) from error
     return path
+
+
+@contextmanager
+def sole_owner(folder: str | Path, work: str, patience: float = 5.0) -> Iterator[None]:
+    """Hold a folder that only one process may work in. The system lets go of it when the process dies.
+
+    Args:
+        folder: gets a file ``.lock``.
+        work: what is done in it, for the message.
+        patience: seconds to wait for another owner; one that was killed needs a moment to be gone.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        guard = FileLock(Path(folder) / ".lock").acquire(timeout=patience)
+    except Timeout:
+        raise InputError(f"{folder}: found another {work} at work in this folder; expected one at a time") from None
+    with guard:
+        yield

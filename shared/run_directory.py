@@ -7,14 +7,12 @@ kill leaves beside it is never read. ``model.pt`` and ``done.json`` are written 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .errors import InputError
-from .files import load_tensors, read_json, save_json, save_tensors, writable_dir
+from .files import load_tensors, read_json, save_json, save_tensors, sole_owner, writable_dir
 from .settings import differences
 
 __all__ = ["RunDirectory"]
@@ -72,17 +70,7 @@ class RunDirectory:
         Raises:
             InputError: another process holds it.
         """
-        if self.rank != 0:
-            yield
-            return
-        try:
-            # A killed owner may need a moment to be gone.
-            guard = FileLock(self.path / ".lock").acquire(timeout=5)
-        except Timeout:
-            raise InputError(
-                f"{self.path}: found another process that trains in this folder; expected one at a time"
-            ) from None
-        with guard:
+        with sole_owner(self.path, "training") if self.rank == 0 else nullcontext():
             yield
 
     def check_settings(self, settings: dict[str, Any]) -> None:

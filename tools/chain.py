@@ -25,10 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from shared.errors import InputError
-from shared.files import read_json, save_json, writable_dir
+from shared.files import read_json, save_json, sole_owner, writable_dir
 from shared.settings import differences
 
 from .plan import ROOT, Plan, Task, check_data
@@ -140,13 +138,7 @@ class Chain:
             InputError: the folder holds another chain, is in use, or a stage failed.
         """
         writable_dir(self.folder)
-        try:
-            guard = FileLock(self.folder / ".lock").acquire(timeout=5)
-        except Timeout:
-            raise InputError(
-                f"{self.folder}: found another chain at work in this folder; expected one at a time"
-            ) from None
-        with guard:
+        with sole_owner(self.folder, "chain"):
             self._check_settings()
             for number, stage in enumerate(self.stages):
                 if not (self.folder / stage.name / "stage.json").is_file():

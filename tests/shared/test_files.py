@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from shared.errors import InputError
-from shared.files import atomic_path, atomic_write, load_tensors, read_json, save_json, save_tensors, writable_dir
+from shared.files import (
+    atomic_path,
+    atomic_write,
+    load_tensors,
+    read_json,
+    save_json,
+    save_tensors,
+    sole_owner,
+    writable_dir,
+)
 
 WRITERS = {
     "bytes": lambda path: atomic_write(path, lambda stream: stream.write(b"new" * 5000)),
@@ -128,3 +137,14 @@ def test_writable_dir_names_what_is_in_the_way(tmp_path, name):
     with pytest.raises(InputError, match=rf"{name}: cannot be written .*expected a writable folder"):
         writable_dir(tmp_path / name)
     assert (tmp_path / "plain").read_text() == "x"
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path):
+    with (
+        sole_owner(tmp_path, "writer"),
+        pytest.raises(InputError, match="another writer at work"),
+        sole_owner(tmp_path, "writer", patience=0.1),
+    ):
+        pass
+    with sole_owner(tmp_path, "writer", patience=0.1):
+        pass

@@ -134,7 +134,7 @@ def test_two_trainings_in_one_run_dir_are_refused(tmp_path):
 
     with (
         RunDirectory(tmp_path).lock(),
-        pytest.raises(InputError, match="another process that trains"),
+        pytest.raises(InputError, match="another training at work"),
         RunDirectory(tmp_path).lock(),
     ):
         pass

@@ -17,7 +17,7 @@ from shared.data.pairs import PairDataset
 from shared.data.synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 from shared.errors import InputError
 from shared.evaluation import predict, score_pair
-from shared.files import save_json, writable_dir
+from shared.files import save_json, sole_owner, writable_dir
 from shared.plots import pair_figure
 from shared.transform_io import to_native, write_itk_displacement, write_nifti
 from shared.warp import warp
@@ -43,7 +43,10 @@ def _write_embedded(dataset_dir: str | Path, task: str) -> None:
         folder = _embedded_folder(dataset_dir, task)
         # A folder of another name is a copy that somebody made: nothing is written beside it.
         if folder.name == task and not is_current(folder):
-            write_registration_tasks(folder.parent, [task], progress=True)
+            # Chains side by side need the same data: the first writes, the others find it written.
+            with sole_owner(writable_dir(folder), "writer of embedded data", patience=600):
+                if not is_current(folder):
+                    write_registration_tasks(folder.parent, [task], progress=True)
     if several and dist.get_rank() == 0:
         dist.barrier()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from shared.data.synthetic import is_current, write_registration_tasks
 from shared.files import read_json, save_json
 from tests.learn2reg_folder import write_pair
 
+ROOT = Path(__file__).resolve().parents[3]
 TASK = "synth_brain_mr"
 SMALL = {"size": 8, "counts": {"training": 2, "validation": 1, "test": 1}}
 
@@ -86,3 +90,16 @@ def test_the_field_is_carried_to_the_fixed_grid_once(tmp_path, monkeypatch):
     pair = write_pair(tmp_path)
     scores = register_files(network, VelocityInferer(), torch.device("cpu"), tmp_path / "out", (8, 8, 8), **pair)
     assert scores["folds_percent"] == 0.0
+
+
+def test_two_processes_that_miss_the_same_embedded_data_write_it_once(tmp_path):
+    code = "import sys; from bundles.samcl.scripts.inference import load_pairs; "
+    code += "print(len(load_pairs(sys.argv[1], 'synth_lung_ct', 'test')))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    outputs = [process.communicate() for process in both]
+    assert [out.strip() for out, _ in outputs] == ["24", "24"], outputs
+    # The progress bar is the writer's.
+    assert sum("synth_lung_ct:" in err for _, err in outputs) == 1
