@@ -57,8 +57,9 @@ def test_overlay_names_its_source_and_every_option(path, scripts):
     assert 20 < len(content["_desc_"]) <= 160
     target = getattr(scripts, content["strategy"]["_target_"].removeprefix("scripts."))
     options = inspect.signature(target).parameters if "__init__" in vars(target) else {}
-    # An overlay shows the defaults of the class, and does not change them.
-    expected = {n: "@memory" if n == "memory" else p.default for n, p in options.items()}
+    # An overlay shows the defaults of the class, or leaves to train.json what people turn there.
+    shared_ids = {"memory", "rho", "adaptive", "beta"}
+    expected = {n: f"@{n}" if n in shared_ids else p.default for n, p in options.items()}
     assert content["strategy"] == {"_target_": content["strategy"]["_target_"], **expected}
 
 
