@@ -159,7 +159,7 @@ class Chain:
         contents = "".join(Path(f).read_text() for f in self.plan.config_files("evaluate_tasks"))
         return {
             "name": plan.pop("name"),
-            **{k: v for k, v in plan.items() if k != "seeds"},
+            **{k: v for k, v in plan.items() if k not in ("seeds", "variants")},
             "seed": self.seed,
             "kind": self.kind,
             "config_files": hashlib.sha256(contents.encode()).hexdigest()[:16],

@@ -41,8 +41,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One chain of a comparison."""
+    """One chain of a comparison; ``name`` is that of its strategy or variant."""
 
+    name: str
     plan: Plan
     seed: int
     folder: Path
@@ -53,7 +54,7 @@ def matched(plan: Plan, strategy: str, match: str) -> Plan:
 
     Args:
         plan: its own strategy sets the budget.
-        strategy: the other one.
+        strategy: the other one, or a variant of the plan.
         match: "passes" for the same number of forward and backward passes, "iterations" for the same iterations.
 
     Raises:
@@ -61,10 +62,10 @@ def matched(plan: Plan, strategy: str, match: str) -> Plan:
     """
     if match not in ("passes", "iterations"):
         raise InputError(f"found match '{match}', expected passes or iterations")
-    changed = plan.with_strategy(strategy)
+    changed = plan.variant(strategy)
     if match == "iterations":
         return changed
-    cost, budget = (int(plan.strategy_config(name)["passes_per_sample"]) for name in (strategy, plan.strategy))
+    cost, budget = (int(p.strategy_config()["passes_per_sample"]) for p in (changed, plan))
 
     def scale(iterations: Any) -> int:
         if not isinstance(iterations, int):
@@ -77,7 +78,7 @@ def matched(plan: Plan, strategy: str, match: str) -> Plan:
         else t
         for t in plan.tasks
     )
-    return replace(changed, tasks=tasks, options={**plan.options, "iterations": scale(plan.scalar("iterations"))})
+    return replace(changed, tasks=tasks, options={**changed.options, "iterations": scale(changed.scalar("iterations"))})
 
 
 def compare(
@@ -93,7 +94,7 @@ def compare(
 
     Args:
         plan: tasks and budget; its own strategy sets the budget.
-        strategies: names of the bundle's strategies.
+        strategies: names of the bundle's strategies and of the plan's variants.
         seeds: of weights, order and memory.
         folder: of the comparison.
         match: see :func:`matched`.
@@ -105,7 +106,7 @@ def compare(
     """
     plans = {name: matched(plan, name, match) for name in dict.fromkeys(strategies)}
     # Seed by seed: a comparison that is stopped early has every strategy.
-    runs = [Run(plans[name], seed, Path(folder) / name / f"seed{seed}") for seed in seeds for name in plans]
+    runs = [Run(name, plans[name], seed, Path(folder) / name / f"seed{seed}") for seed in seeds for name in plans]
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     done = dict.fromkeys(range(len(runs)), 0.0)
 
@@ -162,14 +163,14 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Intransigence is measured against ``single`` of the same seed, where that is among the runs.
     """
-    alone = {run.seed: _diagonal(run) for run in runs if run.plan.strategy == "single"}
+    alone = {run.seed: _diagonal(run) for run in runs if run.name == "single"}
     grouped: dict[str, list[dict[str, float]]] = {}
     for run in runs:
         scores = _scores(run)
         continued = run.plan.strategy_config().get("stages", "continued") == "continued"
         if continued and run.seed in alone:
             scores["intransigence"] = float(np.mean(alone[run.seed] - _diagonal(run)))
-        grouped.setdefault(run.plan.strategy, []).append(scores)
+        grouped.setdefault(run.name, []).append(scores)
     rows = []
     for strategy, scored in grouped.items():
         row: dict[str, Any] = {"strategy": strategy, "seeds": len(scored)}

@@ -10,13 +10,15 @@
     "options": {"batch_size": 2},
     "configs": ["paper"],
     "split": "test",
-    "corruptions": ["noise", "blur"]
+    "corruptions": ["noise", "blur"],
+    "variants": {"samcl-rho1": {"strategy": "samcl", "options": {"rho": 1.0}}}
 }
 ```
 
 ``tasks`` are learnt in this order; ``unseen`` ones are only scored. After the last task all are scored on spoilt images
 too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``,
-a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. Only ``bundle`` and ``tasks`` must
+a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``variants`` are
+names that a comparison takes beside those of strategies. Only ``bundle`` and ``tasks`` must
 be given.
 """
 
@@ -39,8 +41,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ROOT / "bundles"
 PLANS = Path(__file__).resolve().parent / "plans"
 SPLITS = ("train", "val", "test")
-KEYS = ("bundle", "strategy", "seeds", "tasks", "unseen", "options", "configs", "split", "corruptions")
+KEYS = ("bundle", "strategy", "seeds", "tasks", "unseen", "options", "configs", "split", "corruptions", "variants")
 TASK_KEYS = ("task", "dataset_dir", "options")
+VARIANT_KEYS = ("strategy", "options")
 # What the chain itself hands to every stage.
 RESERVED = ("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split")
 
@@ -74,6 +77,7 @@ class Plan:
     configs: tuple[str, ...] = ()
     split: str = "test"
     corruptions: tuple[str, ...] = ()
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def scored(self) -> tuple[Task, ...]:
@@ -100,14 +104,16 @@ class Plan:
         """Return the plan in plain containers."""
         return asdict(self)
 
-    def with_strategy(self, strategy: str, **options: Any) -> Plan:
-        """Return the plan with another strategy and more options.
+    def variant(self, name: str) -> Plan:
+        """Return the plan with another strategy: one of the bundle's, or a variant with options of its own.
 
         Raises:
-            InputError: an unknown strategy.
+            InputError: neither.
         """
-        _known(f"the plan {self.name}", "strategy", strategy, strategies(self.bundle))
-        return replace(self, strategy=strategy, options={**self.options, **options})
+        _known(f"the plan {self.name}", "strategy", name, [*strategies(self.bundle), *self.variants])
+        content = self.variants.get(name, {"strategy": name})
+        options = {**self.options, **content.get("options", {})}
+        return replace(self, strategy=content.get("strategy", self.strategy), options=options)
 
 
 def strategies(bundle: str) -> list[str]:
@@ -223,10 +229,32 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
     corruptions = tuple(content.get("corruptions", ()))
     for corruption in corruptions:
         _known(where, "corruption", corruption, list(CORRUPTIONS))
-    seeds = _seeds(where, content)
-    plan = Plan(name, bundle, tasks, strategy, unseen, seeds, options, tuple(configs), split, corruptions)
+    variants = _variants(where, content.get("variants", {}), bundle, ids)
+    plan = Plan(
+        name,
+        bundle,
+        tasks,
+        strategy,
+        unseen,
+        _seeds(where, content),
+        options,
+        tuple(configs),
+        split,
+        corruptions,
+        variants,
+    )
     check_data(plan)
     return plan
+
+
+def _variants(where: str, entries: Any, bundle: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    if not isinstance(entries, Mapping):
+        raise InputError(f"{where}: found variants {entries!r}, expected an object of names")
+    for name, content in entries.items():
+        _check_keys(f"{where}, variant {name}", content, VARIANT_KEYS)
+        _known(f"{where}, variant {name}", "strategy", content.get("strategy", bundle), strategies(bundle))
+        _check_options(f"{where}, variant {name}", content.get("options", {}), ids)
+    return {name: dict(content) for name, content in entries.items()}
 
 
 def _seeds(where: str, content: Mapping[str, Any]) -> tuple[int, ...]:

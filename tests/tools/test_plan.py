@@ -69,6 +69,8 @@ def test_overlays_come_between_train_and_strategy(tmp_path):
         ({"unseen": ["synth_brain_mr"]}, "each once"),
         ({"tasks": "synth_brain_mr"}, "expected a list"),
         ({"tasks": [{"dataset_dir": "x"}]}, "without a name"),
+        ({"variants": {"v": {"options": {"roh": 1}}}}, r"variant v: found option 'roh' \(did you mean 'rho'\?\)"),
+        ({"variants": {"v": {"strategy": "smcl"}}}, r"variant v: found strategy 'smcl'"),
         ({"seeds": ["a"]}, "expected whole numbers"),
         ({"options": {"run_dir": "x"}}, "option 'run_dir'"),
         ({"tasks": [{"task": "OASIS", "dataset_dir": "/no/such/folder"}]}, "/no/such/folder: no such folder"),
@@ -88,6 +90,15 @@ def test_a_plan_that_is_no_object_is_refused(tmp_path):
     (tmp_path / "p.json").write_text("[1]")
     with pytest.raises(InputError, match="expected an object"):
         load_plan(tmp_path / "p.json")
+
+
+def test_a_variant_is_a_strategy_with_options_of_its_own(tmp_path):
+    variants = {"rho1": {"strategy": "samcl", "options": {"rho": 1.0}}}
+    plan = load_plan(write(tmp_path / "p.json", variants=variants, options={"iterations": 8, "rho": 0.1}))
+    changed = matched(plan, "rho1", "passes")
+    assert (changed.strategy, changed.options) == ("samcl", {"iterations": 8, "rho": 1.0})
+    with pytest.raises(InputError, match=r"strategy 'rho2' \(did you mean 'rho1'\?\)"):
+        plan.variant("rho2")
 
 
 def test_every_strategy_tells_its_passes():
