@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -109,11 +110,14 @@ def compare(
     runs = [Run(name, plans[name], seed, Path(folder) / name / f"seed{seed}") for seed in seeds for name in plans]
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     done = dict.fromkeys(range(len(runs)), 0.0)
+    stopped = Event()
 
     def one(number: int) -> None:
         run = runs[number]
 
         def tell(share: float, text: str) -> None:
+            if stopped.is_set():
+                raise InterruptedError("another chain failed")
             done[number] = share
             if progress is not None:
                 progress(sum(done.values()) / len(runs), f"seed {run.seed} {text}")
@@ -127,6 +131,8 @@ def compare(
             for task in tasks:
                 task.result()
         except BaseException:
+            # The chains beside it stop within a second; what they have done is kept.
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return runs

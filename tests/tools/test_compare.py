@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import InputError
+from shared.files import sole_owner, writable_dir
+from tools.compare import compare
+from tools.plan import load_plan
 from tools.results import BEFORE, read_rows, score_matrices
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +59,14 @@ def test_single_starts_each_task_afresh_and_joint_learns_all_at_once(comparison)
     assert stages == {"joint": ["01_joint"], "single": ["01_synth_brain_mr", "02_synth_lung_ct"]}
     assert "init_from" not in (out / "single" / "seed0" / "02_synth_lung_ct" / "training.json").read_text()
     assert "init_from" in (out / "samcl" / "seed0" / "02_synth_lung_ct" / "training.json").read_text()
+
+
+def test_a_chain_that_fails_stops_the_ones_beside_it(tiny_data, tmp_path):
+    """The other chain's folder is held by somebody else for 5 s; long before its own end both have stopped."""
+    plan = load_plan(configs=["smoke"], tasks=["synth_brain_mr"], dataset_dir=str(tiny_data), iterations=100000)
+    with sole_owner(writable_dir(tmp_path / "er" / "seed0"), "test"), pytest.raises(InputError, match="another chain"):
+        compare(plan, ["er", "samcl"], [0], tmp_path, jobs=2)
+    assert not (tmp_path / "samcl" / "seed0" / "01_synth_brain_mr" / "stage.json").exists()
 
 
 def test_score_matrices_by_hand():
