@@ -9,7 +9,7 @@ import pytest
 from shared.data.synthetic import REGISTRATION_TASKS
 from shared.errors import InputError
 from tools.compare import matched
-from tools.plan import load_plan, strategies
+from tools.plan import PLANS, load_plan, strategies
 
 
 def write(path, **content):
@@ -21,6 +21,14 @@ def test_the_default_plan_is_the_four_embedded_tasks():
     plan = load_plan()
     assert tuple(task.task for task in plan.tasks) == REGISTRATION_TASKS
     assert (plan.bundle, plan.strategy, plan.split, plan.seeds) == ("samcl", "samcl", "test", (0, 1, 2))
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.json")), ids=lambda p: p.stem)
+def test_every_plan_of_the_collection_is_good(path):
+    plan = load_plan(path.stem)
+    assert json.loads(path.read_text())["_desc_"]
+    for name in plan.variants:
+        assert plan.variant(name).options == plan.variants[name]["options"]
 
 
 def test_command_line_wins_over_the_file(tmp_path):
