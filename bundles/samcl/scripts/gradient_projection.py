@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from shared.continual import extend_basis, input_columns, project_out
 from shared.data.pairs import Sample, stack_pairs
+from shared.networks.convolution import Conv3
 
 from .distributed import from_first_rank
-from .layers import Conv3, LargeKernelBlock
+from .layers import LargeKernelBlock
 from .strategies import Parts, Strategy
 from .weights import trainable, unwrap
 

@@ -45,7 +45,7 @@ def half_deformations(dvf: Tensor, steps: int = 7, downsize: int = 1) -> tuple[T
     coarse = [max(2, n // downsize) for n in size]
     velocity = dvf.float() if downsize == 1 else resize(dvf.float(), coarse)
     fields = exponentiate(torch.cat([velocity, -velocity]), steps)
-    half, half_inv = (fields if downsize == 1 else resize(fields, size)).chunk(2)
+    half, half_inv = (fields if downsize == 1 else resize(fields, list(size))).chunk(2)
     return half, half_inv
 
 
