@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers import GaussianFilter
 from torch import Tensor, nn
 
 from shared.data.pairs import Sample
@@ -83,7 +84,7 @@ class SymmetricObjective(nn.Module):
             "inverse": inverse,
         }
         self.metric, self.windows, self.label_sigma = metric, tuple(windows), label_sigma
-        self.blur_sigma = 0.0
+        self.blur_sigma = 0.0  # see `BlurSchedule`
         self.image_losses = [MINDSSCLoss() if metric == "mind" else LocalNCCLoss(w) for w in windows]
         self.dice, self.distance = SoftDiceLoss(), LandmarkLoss()
         self.membrane, self.fold = MembraneEnergyLoss(), FoldingLoss(margin)
@@ -123,6 +124,8 @@ class SymmetricObjective(nn.Module):
         volumes, masks = {}, {}
         for side in ("moving", "fixed"):
             image, mask = (torch.stack([s[f"{side}_{kind}"] for s in samples]).float() for kind in ("image", "mask"))
+            if self.blur_sigma > 0:
+                image = GaussianFilter(image.ndim - 2, self.blur_sigma).to(image.device)(image)
             volumes[side] = F.pad(image, output["padding"], mode="replicate")
             masks[side] = F.pad(mask, output["padding"])
         total, weights = volumes["fixed"].new_zeros(()), 0.0

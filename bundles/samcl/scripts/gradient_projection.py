@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from shared.continual import extend_basis, input_columns, project_out
 from shared.data.pairs import Sample, stack_pairs
+from shared.distributed import from_first_rank
 from shared.networks.convolution import Conv3
+from shared.weights import trainable, unwrap
 
-from .distributed import from_first_rank
 from .layers import LargeKernelBlock
 from .strategies import Parts, Strategy
-from .weights import trainable, unwrap
 
 if TYPE_CHECKING:
     from .trainer import ContinualTrainer
@@ -111,7 +111,7 @@ class GPM(Strategy):
         ]
         try:
             for sample in trainer.draw_pairs(self.samples):
-                trainer.velocity(network, stack_pairs([sample]))
+                trainer.predict(stack_pairs([sample]), network)
         finally:
             for hook in hooks:
                 hook.remove()

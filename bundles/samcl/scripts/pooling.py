@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
 from shared.data.pooled import PooledPairs
 from shared.errors import InputError
-
-from .inference import load_pairs
 
 __all__ = ["pooled_pairs"]
 

@@ -11,7 +11,8 @@ from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware, Strategy
 from shared.files import load_tensors
-from tests.bundles.samcl.tiny import TinyPairs, make_trainer, same, weights
+from tests.bundles.samcl.tiny import make_trainer
+from tests.tiny import TinyPairs, same, weights
 
 
 class Killed(BaseException):

@@ -14,8 +14,9 @@ import pytest
 from ignite.engine import Events
 
 from shared.errors import InputError
-from tests.bundles.samcl.tiny import TinyPairs, make_trainer
+from tests.bundles.samcl.tiny import make_trainer
 from tests.learn2reg_folder import write_folder
+from tests.tiny import TinyPairs
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "bundles" / "samcl" / "configs"

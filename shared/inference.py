@@ -8,62 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from shared.data.images import read_image, read_label
-from shared.data.learn2reg import find_task, known_tasks, read_pairs
-from shared.data.pairs import PairDataset
-from shared.data.synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
-from shared.errors import InputError
-from shared.evaluation import predict, score_pair
-from shared.files import save_json, sole_owner, writable_dir
-from shared.plots import pair_figure
-from shared.transform_io import to_native, write_itk_displacement, write_nifti
-from shared.warp import warp
+from .data.embedded import load_pairs
+from .data.images import read_image, read_label
+from .data.pairs import PairDataset
+from .errors import InputError
+from .evaluation import predict, score_pair
+from .files import save_json, writable_dir
+from .plots import pair_figure
+from .transform_io import to_native, write_itk_displacement, write_nifti
+from .warp import warp
 
-__all__ = ["load_pairs", "register_files"]
-
-
-def _embedded_folder(dataset_dir: str | Path, task: str) -> Path:
-    """Return where an embedded task lies or should lie: ``dataset_dir`` may be the task's own folder."""
-    found = known_tasks(dataset_dir).get(task)
-    if found is not None:
-        return found.absolute().parent
-    root = Path(dataset_dir).absolute()
-    return root if root.name == task else root / task
-
-
-def _write_embedded(dataset_dir: str | Path, task: str) -> None:
-    """Write an embedded task where it is missing; with several processes the first writes and the others wait."""
-    several = dist.is_available() and dist.is_initialized()
-    if several and dist.get_rank() > 0:
-        dist.barrier()
-    elif task in REGISTRATION_TASKS:
-        folder = _embedded_folder(dataset_dir, task)
-        # A folder of another name is a copy that somebody made: nothing is written beside it.
-        if folder.name == task and not is_current(folder):
-            # Chains side by side need the same data: the first writes, the others find it written.
-            with sole_owner(writable_dir(folder), "writer of embedded data", patience=600):
-                if not is_current(folder):
-                    write_registration_tasks(folder.parent, [task], progress=True)
-    if several and dist.get_rank() == 0:
-        dist.barrier()
-
-
-def load_pairs(dataset_dir: str | Path, task: str, split: str, with_self: bool = False) -> list[dict[str, Any]]:
-    """Return the pairs of a Learn2Reg task; an embedded task is written first where it is missing.
-
-    Raises:
-        InputError: unknown task (the known ones are listed) or an unusable folder.
-    """
-    _write_embedded(dataset_dir, task)
-    find_task(dataset_dir, task, REGISTRATION_TASKS)
-    return read_pairs(dataset_dir, task, split, with_self)
-
-
-def _sample_pair(dataset_dir: str | Path, task: str) -> dict[str, Any]:
-    return load_pairs(dataset_dir, task, "val")[0]
+__all__ = ["register_files"]
 
 
 def register_files(
@@ -78,7 +35,7 @@ def register_files(
     moving_label: str | Path | None = None,
     spacing_mm: Sequence[float] | None = None,
     ct_window: Sequence[float] | None = None,
-    sample_from: tuple[str, str] | None = None,
+    sample_from: tuple[str | Path, str | Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Register a moving to a fixed image file; results lie on the fixed image's grid, with its affine.
 
@@ -97,7 +54,7 @@ def register_files(
         moving_label: warped with nearest neighbour, and scored with ``fixed_label``.
         spacing_mm: voxel size of the network's grid; None stretches it over the fixed image.
         ct_window: HU window for CT.
-        sample_from: (dataset_dir, task) of the pair that is taken when no image is given.
+        sample_from: (dataset_dir, task) of the pair that is taken when no image is given: the first for validation.
 
     Returns:
         the scores: folds, SDlogJ, and Dice, HD95, ASSD with both labels.
@@ -110,7 +67,7 @@ def register_files(
     if fixed_image is None:
         if sample_from is None:
             raise InputError("found neither fixed_image nor moving_image, expected both")
-        pair = _sample_pair(*sample_from)
+        pair = load_pairs(*sample_from, "val")[0]
     else:
         files = {"fixed_label": fixed_label, "moving_label": moving_label}
         pair = {"fixed_image": str(fixed_image), "moving_image": str(moving_image), "task": "images"}

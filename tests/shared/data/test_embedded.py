@@ -1,4 +1,4 @@
-"""Where embedded tasks lie, and what registering two files computes."""
+"""Pairs of one and of several tasks, and where embedded tasks lie."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
-from bundles.samcl.scripts import inference
-from bundles.samcl.scripts.inference import load_pairs, register_files
-from bundles.samcl.scripts.network import LKUNet
-from bundles.samcl.scripts.objective import VelocityInferer
-from shared import evaluation
+from shared.data import embedded
+from shared.data.embedded import load_pairs, task_name
+from shared.data.learn2reg import read_pairs
 from shared.data.synthetic import is_current, write_registration_tasks
+from shared.errors import InputError
 from shared.files import read_json, save_json
-from tests.learn2reg_folder import write_pair
+from tests.learn2reg_folder import oasis, write_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = "synth_brain_mr"
@@ -26,7 +24,7 @@ SMALL = {"size": 8, "counts": {"training": 2, "validation": 1, "test": 1}}
 
 @pytest.fixture(autouse=True)
 def _small_tasks(monkeypatch):
-    monkeypatch.setattr(inference, "write_registration_tasks", partial(write_registration_tasks, **SMALL))
+    monkeypatch.setattr(embedded, "write_registration_tasks", partial(write_registration_tasks, **SMALL))
 
 
 def stamps(folder) -> dict:
@@ -81,19 +79,8 @@ def test_nothing_is_written_beside_a_copy_under_another_name(tmp_path):
     assert stamps(tmp_path) == before
 
 
-def test_the_field_is_carried_to_the_fixed_grid_once(tmp_path, monkeypatch):
-    def carry(*args):
-        raise AssertionError("the caller had these fields")
-
-    monkeypatch.setattr(evaluation, "to_native", carry)
-    network = LKUNet(3, channels=2, depth=1)
-    pair = write_pair(tmp_path)
-    scores = register_files(network, VelocityInferer(), torch.device("cpu"), tmp_path / "out", (8, 8, 8), **pair)
-    assert scores["folds_percent"] == 0.0
-
-
 def test_two_processes_that_miss_the_same_embedded_data_write_it_once(tmp_path):
-    code = "import sys; from bundles.samcl.scripts.inference import load_pairs; "
+    code = "import sys; from shared.data.embedded import load_pairs; "
     code += "print(len(load_pairs(sys.argv[1], 'synth_lung_ct', 'test')))"
     command = [sys.executable, "-c", code, str(tmp_path)]
     both = [
@@ -103,3 +90,34 @@ def test_two_processes_that_miss_the_same_embedded_data_write_it_once(tmp_path):
     assert [out.strip() for out, _ in outputs] == ["24", "24"], outputs
     # The progress bar is the writer's.
     assert sum("synth_lung_ct:" in err for _, err in outputs) == 1
+
+
+def test_several_tasks_come_one_after_another_and_each_pair_knows_its_own(tmp_path):
+    write_folder(tmp_path, oasis())
+    pairs = load_pairs(tmp_path, ["OASIS", TASK], "val")
+    assert pairs == [*read_pairs(tmp_path, "OASIS", "val"), *read_pairs(tmp_path, TASK, "val")]
+    assert [p["task"] for p in pairs] == ["OASIS"] * (len(pairs) - 1) + [TASK]
+    assert load_pairs(tmp_path, [TASK], "val") == load_pairs(tmp_path, TASK, "val")
+
+
+def test_options_hold_for_every_task(tmp_path):
+    write_folder(tmp_path, oasis())
+    pairs = load_pairs(tmp_path, ["OASIS", TASK], "train", with_self=True)
+    assert {p["task"] for p in pairs if p["fixed_image"] == p["moving_image"]} == {"OASIS", TASK}
+
+
+def test_an_unknown_task_among_several_is_named(tmp_path):
+    write_folder(tmp_path, oasis())
+    with pytest.raises(InputError, match=r"no task 'OASSIS' \(did you mean 'OASIS'\?\); known tasks: OASIS, synth_"):
+        load_pairs(tmp_path, ["OASIS", "OASSIS"], "val")
+
+
+@pytest.mark.parametrize("task", [[], ["OASIS", "OASIS"], [["OASIS"]], [1]], ids=str)
+def test_tasks_that_are_no_different_names_are_refused(tmp_path, task):
+    with pytest.raises(InputError, match=r"found tasks \[.*expected one name or several different ones"):
+        load_pairs(tmp_path, task, "val")
+
+
+def test_several_tasks_have_their_names_joined():
+    assert task_name("OASIS") == task_name(["OASIS"]) == "OASIS"
+    assert task_name(("OASIS", "NLST")) == "OASIS+NLST"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-__all__ = ["from_first_rank", "local_device", "on_all_ranks", "start_processes", "stop_processes"]
+from .weights import unwrap
+
+__all__ = ["call_method", "from_first_rank", "local_device", "on_all_ranks", "start_processes", "stop_processes"]
 
 Result = TypeVar("Result")
 
@@ -56,3 +59,27 @@ def on_all_ranks(condition: bool, device: torch.device | str) -> bool:
     answer = torch.tensor(int(condition), device=device)
     dist.all_reduce(answer, dist.ReduceOp.MIN)
     return bool(answer)
+
+
+def call_method(network: nn.Module, method: str, *inputs: Any) -> Any:
+    """Call a network's method through ``DistributedDataParallel``, which averages gradients of ``forward`` alone.
+
+    Without that wrapper it is the plain call.
+
+    Args:
+        network: may be wrapped.
+        method: name of a method of the network inside.
+        inputs: of the method.
+
+    Returns:
+        what the method returns; tensors in lists, tuples and dicts of any depth take part in the averaging.
+    """
+    inner = unwrap(network)
+    if inner is network:
+        return getattr(inner, method)(*inputs)
+    # The wrapper prepares its averaging in its own forward, which calls that of the network inside.
+    vars(inner)["forward"] = getattr(inner, method)
+    try:
+        return network(*inputs)
+    finally:
+        del vars(inner)["forward"]

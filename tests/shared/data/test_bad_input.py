@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bundles.samcl.scripts.inference import load_pairs
+from shared.data.embedded import load_pairs
 from shared.data.learn2reg import read_pairs
 from shared.data.pairs import PairDataset
 from shared.errors import InputError

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.continual import loss_rise
-from shared.data.corruption import CorruptedPairs
-from shared.data.pairs import PairDataset, stack_pairs
-from shared.errors import InputError
-from shared.evaluation import RegistrationEvaluator
-from shared.files import read_json, save_json, writable_dir
-
-from .inference import load_pairs
-from .objective import RegistrationObjective
+from .continual import loss_rise
+from .data.corruption import CorruptedPairs
+from .data.embedded import load_pairs
+from .data.pairs import PairDataset, stack_pairs
+from .errors import InputError
+from .evaluation import RegistrationEvaluator
+from .files import read_json, save_json, writable_dir
+from .losses import Objective
 
 __all__ = ["evaluate_tasks", "sharpness"]
 
@@ -25,12 +24,16 @@ __all__ = ["evaluate_tasks", "sharpness"]
 SHARPNESS_PAIRS, SHARPNESS_RHO = 8, 0.5
 
 
-def sharpness(
-    network: nn.Module, objective: RegistrationObjective, dataset: PairDataset, device: torch.device
-) -> float:
+def sharpness(network: nn.Module, objective: Objective, dataset: PairDataset, device: torch.device) -> float:
     """Return the rise of the loss at the worst nearby weights, on the first pairs of a dataset.
 
     See :func:`~shared.continual.loss_rise`: a flat minimum has a small one.
+
+    Args:
+        network: trained, on ``device``; what it returns when called is what the objective takes.
+        objective: what training minimised.
+        dataset: pairs that it was not trained on.
+        device: where the network runs.
     """
     network.eval()
     samples = [objective.prepare(dataset[i], device) for i in range(min(SHARPNESS_PAIRS, len(dataset)))]
@@ -41,7 +44,6 @@ def sharpness(
 def evaluate_tasks(
     network: nn.Module,
     inferer: Callable,
-    objective: RegistrationObjective,
     device: torch.device,
     tasks: Sequence[Sequence[str]],
     split: str,
@@ -51,6 +53,7 @@ def evaluate_tasks(
     ct_window: Sequence[float] | None = None,
     model: str | Path = "",
     corruptions: Sequence[str] = (),
+    objective: Objective | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a model on every task; each gets a folder of its name below ``output_dir``.
 
@@ -59,7 +62,6 @@ def evaluate_tasks(
     Args:
         network: trained, on ``device``.
         inferer: returns a dict with ``ddf``.
-        objective: what training minimised; its sharpness on validation pairs goes to ``sharpness.json``.
         device: where the network runs.
         tasks: (dataset_dir, task) each.
         split: "train", "val" or "test".
@@ -70,6 +72,8 @@ def evaluate_tasks(
         model: named in the headings.
         corruptions: names of :data:`~shared.data.corruption.CORRUPTIONS`: the tasks are scored on spoilt images too,
             in ``output_dir/corrupted/<name>/<task>``.
+        objective: what training minimised; the sharpness of its minimum on validation pairs goes to
+            ``sharpness.json``. None: no such file.
 
     Returns:
         task -> summary of its scores.
@@ -84,12 +88,11 @@ def evaluate_tasks(
     for dataset_dir, task in tasks:
         places = {"": output_dir / task, **{name: output_dir / "corrupted" / name / task for name in corruptions}}
         if not all((folder / "evaluation_summary.json").is_file() for folder in places.values()):
-            dataset, held_out = (
-                PairDataset(load_pairs(dataset_dir, task, part), spatial_size, spacing_mm, ct_window)
-                for part in (split, "val")
-            )
-            rise = sharpness(network, objective, held_out, device)
-            save_json(writable_dir(output_dir / task) / "sharpness.json", {"loss_rise": rise, "rho": SHARPNESS_RHO})
+            dataset = PairDataset(load_pairs(dataset_dir, task, split), spatial_size, spacing_mm, ct_window)
+            if objective is not None:
+                held_out = PairDataset(load_pairs(dataset_dir, task, "val"), spatial_size, spacing_mm, ct_window)
+                rise = sharpness(network, objective, held_out, device)
+                save_json(writable_dir(output_dir / task) / "sharpness.json", {"loss_rise": rise, "rho": SHARPNESS_RHO})
         for name, folder in places.items():
             if not (folder / "evaluation_summary.json").is_file():
                 scored = CorruptedPairs(dataset, name) if name else dataset

@@ -12,16 +12,11 @@ from ignite.handlers.param_scheduler import LinearCyclicalScheduler, LRScheduler
 from monai.handlers import LrScheduleHandler
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau, StepLR
 
-from bundles.samcl.scripts.strategies import Sequential
 from shared.files import load_tensors
-from tests.bundles.samcl.tiny import make_network, make_trainer, same, weights
+from tests.tiny import kill_at, make_network, make_trainer, same, weights
 
 # Every epoch but the first counts as bad: the rate falls after the third, in the epoch that is killed.
 PLATEAU = {"patience": 1, "factor": 0.1, "threshold": 1e9, "threshold_mode": "abs"}
-
-
-class Killed(BaseException):
-    """Like a kill, nothing in the code may catch it."""
 
 
 def loss_metric(engine) -> None:
@@ -89,20 +84,10 @@ def make(make_handlers, folder):
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     handlers, added = make_handlers(optimizer)
     options = {"network": network, "optimizer": optimizer, "max_epochs": 4, "train_handlers": handlers}
-    trainer = make_trainer(folder, Sequential(), **options)
+    trainer = make_trainer(folder, **options)
     for event, handler in added:
         trainer.add_event_handler(event, handler)
     return trainer
-
-
-def kill_at(trainer, iteration: int) -> None:
-    def stop(engine) -> None:
-        if engine.state.iteration == iteration:
-            raise Killed
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop)
-    with pytest.raises(Killed):
-        trainer.run()
 
 
 @pytest.mark.filterwarnings("error:.*its state holds more")
@@ -127,9 +112,7 @@ def test_the_trainers_own_scheduler_may_compute_with_numpy(tmp_path):
         network = make_network()
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         scheduler = LambdaLR(optimizer, lambda n: np.cos(n / 10))
-        return make_trainer(
-            folder, Sequential(), network=network, optimizer=optimizer, scheduler=scheduler, max_epochs=4
-        )
+        return make_trainer(folder, network=network, optimizer=optimizer, scheduler=scheduler, max_epochs=4)
 
     whole = trainer(tmp_path / "whole")
     whole.run()
@@ -175,7 +158,7 @@ def test_the_next_task_schedules_afresh(tmp_path):
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     handlers, _ = by_step(optimizer)
     options = {"network": network, "optimizer": optimizer, "max_epochs": 1, "train_handlers": handlers, "task": "next"}
-    second = make_trainer(tmp_path / "second", Sequential(), init_from=tmp_path / "first", **options)
+    second = make_trainer(tmp_path / "second", init_from=tmp_path / "first", **options)
     second.run()
     assert handlers[0].lr_scheduler.last_epoch == 2
     assert optimizer.param_groups[0]["lr"] == 2e-3

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from shared.errors import InputError
-from shared.files import load_tensors
+from .errors import InputError
+from .files import load_tensors
 
 __all__ = ["load_weights", "trainable", "unwrap"]
 
