@@ -96,7 +96,7 @@ class PairAugmentation:
     def _recolour(self, image: Tensor, generator: torch.Generator) -> Tensor:
         seed = int(torch.randint(2**31, (1,), generator=generator))
         for transform in self._intensity:
-            transform.set_random_state(state=np.random.RandomState(seed))  # noqa: NPY002 -- what MONAI takes
+            transform.set_random_state(state=np.random.RandomState(seed))
             image = transform(image)
             seed += 1
         return torch.as_tensor(np.asarray(image), dtype=torch.float32).clamp(0, 1)
