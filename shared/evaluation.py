@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from .data.corruption import CorruptedPairs
 from .data.images import read_label, read_points
+from .data.learn2reg import by_task
 from .data.pairs import PairDataset, Sample, label_file, stack_pairs
+from .data.pooled import PooledPairs
 from .files import save_json, writable_dir, write_csv
 from .metrics import METRICS, assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
 from .transform_io import Grid, affine_ddf, to_native
@@ -97,7 +99,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return table
 
 
-def validation_title(training: PairDataset, validation: PairDataset) -> str:
+def validation_title(training: PairDataset | PooledPairs, validation: PairDataset) -> str:
     """Return the heading of a table after training: says whether the scored images were trained on."""
     trained, scored = (
         {pair[f"{side}_image"] for pair in dataset.pairs for side in ("fixed", "moving")}
@@ -106,7 +108,7 @@ def validation_title(training: PairDataset, validation: PairDataset) -> str:
     seen = (
         f"{len(trained & scored)} of {len(scored)} images were trained on" if trained & scored else "never trained on"
     )
-    return f"{validation.pairs[0].get('task', 'images')}, validation pairs ({seen})"
+    return f"{'+'.join(by_task(validation.pairs))}, validation pairs ({seen})"
 
 
 def format_table(summary: Mapping[str, Mapping[str, float]], title: str) -> str:
@@ -126,6 +128,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
     """Register every pair of a dataset and score it on its own grid.
 
     Writes ``<name>_cases.csv``, ``<name>_summary.json`` and ``<name>_example.png`` (first pair) and prints the table.
+    With pairs of several tasks, table and summary show the mean over all pairs and each task.
 
     Args:
         device: where the network runs.
@@ -196,6 +199,12 @@ class RegistrationEvaluator(SupervisedEvaluator):
         engine.state.metrics.update({k: v["mean"] for k, v in summary.items()})
         if self.writes:
             write_csv(self.output_dir / f"{self.name}_cases.csv", self.rows)
-            save_json(self.output_dir / f"{self.name}_summary.json", {"pairs": len(self.rows), "metrics": summary})
+            content: dict[str, Any] = {"pairs": len(self.rows), "metrics": summary}
             print(format_table(summary, f"\n{self.title}: {len(self.rows)} pairs, mean +- sd"), flush=True)
+            tasks = by_task(self.rows)
+            if len(tasks) > 1:
+                content["tasks"] = {task: summarise(rows) for task, rows in tasks.items()}
+                for task, rows in tasks.items():
+                    print(format_table(content["tasks"][task], f"{task}: {len(rows)} pairs"), flush=True)
+            save_json(self.output_dir / f"{self.name}_summary.json", content)
             print(f"written to {self.output_dir}", flush=True)

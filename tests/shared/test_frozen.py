@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from ignite.engine import Events
+from monai.engines.utils import IterationEvents
 
 from shared.errors import InputError
 from shared.frozen import FrozenPhase
@@ -70,7 +71,7 @@ def test_the_gradient_of_frozen_weights_is_not_computed(tmp_path):
     def look(engine):
         seen.append({k for k, p in engine.network.named_parameters() if p.grad is not None})
 
-    made.add_event_handler(Events.ITERATION_COMPLETED, look)
+    made.add_event_handler(IterationEvents.BACKWARD_COMPLETED, look)
     made.run()
     names = {k for k, _ in made.network.named_parameters()}
     assert seen[:3] == [{n for n in names if not is_frozen(n)}] * 3

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
+from shared.data.pooled import pooled_pairs
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
@@ -17,7 +18,7 @@ from .gradient_projection import GPM
 from .memory import ReservoirMemory
 from .network import LKUNet
 from .objective import RegistrationObjective, VelocityInferer
-from .pooling import pooled_pairs
+from .pooling import load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from .trainer import ContinualTrainer
 
@@ -45,6 +46,7 @@ __all__ = [
     "VelocityInferer",
     "evaluate_tasks",
     "load_pairs",
+    "load_tasks",
     "load_weights",
     "local_device",
     "pooled_pairs",

@@ -72,7 +72,7 @@ class GPM(Strategy):
             free = name in self.bases and weight.grad is not None
             # An optimizer leaves weights without a gradient alone.
             weight.grad = project_out(weight.grad, self.bases[name], transposed[name]) if free else None  # type: ignore[arg-type]
-        before = {name: weights[name].detach().clone() for name in self.bases}
+        before = {name: weights[name].detach().clone() for name in self.bases if name in weights}
         trainer.optimizer.step()
         with torch.no_grad():
             for name, old in before.items():
