@@ -49,8 +49,10 @@ def test_a_frozen_pyramid_rests_and_then_learns(tmp_path):
     waking = make_trainer(tmp_path / "b", frozen=["pyramid"], frozen_iterations=2)
     waking.run()
     before = make_network().state_dict()
-    moved = {run: [k for k, v in weights(t).items() if not torch.equal(v, before[k])]
-             for run, t in (("resting", resting), ("waking", waking))}
+    moved = {
+        run: [k for k, v in weights(t).items() if not torch.equal(v, before[k])]
+        for run, t in (("resting", resting), ("waking", waking))
+    }
     assert not [k for k in moved["resting"] if k.startswith("pyramid")]
     assert [k for k in moved["resting"] if k.startswith("corrections")]
     assert [k for k in moved["waking"] if k.startswith("pyramid")]
@@ -60,7 +62,11 @@ def test_blur_falls_to_nothing_within_its_share(tmp_path):
     objective = SymmetricObjective(windows=(3,))
     seen: list[float] = []
     trainer = make_trainer(
-        tmp_path, loss_function=objective, max_epochs=2, epoch_length=5, train_handlers=[BlurSchedule(objective, 2.0, 0.4)]
+        tmp_path,
+        loss_function=objective,
+        max_epochs=2,
+        epoch_length=5,
+        train_handlers=[BlurSchedule(objective, 2.0, 0.4)],
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: seen.append(objective.blur_sigma))
     trainer.run()

@@ -65,9 +65,7 @@ def test_exchanging_images_and_fields_changes_nothing():
         swapped[f"fixed_{kind}"], swapped[f"moving_{kind}"] = sample[f"moving_{kind}"], sample[f"fixed_{kind}"]
     back = output_of(truth["inv_ddf"], truth["ddf"])
     objective = SymmetricObjective(windows=(3,))
-    there, again = (
-        objective(o, [objective.prepare(s, CPU)])[0] for o, s in ((truth, sample), (back, swapped))
-    )
+    there, again = (objective(o, [objective.prepare(s, CPU)])[0] for o, s in ((truth, sample), (back, swapped)))
     assert there == pytest.approx(float(again), abs=1e-6)
 
 
@@ -160,6 +158,8 @@ def test_two_dimensions_take_the_same_path():
     sample = {"moving_image": image, "fixed_image": warp(image[None], torch.full((1, 2, 12, 12), 0.5))[0]}
     sample |= {"moving_mask": ones, "fixed_mask": ones}
     objective = SymmetricObjective(windows=(3,))
-    loss, _ = objective(network.fields(torch.cat([image, sample["fixed_image"]])[None]), [objective.prepare(sample, CPU)])
+    loss, _ = objective(
+        network.fields(torch.cat([image, sample["fixed_image"]])[None]), [objective.prepare(sample, CPU)]
+    )
     loss.backward()
     assert network.corrections[0].head.conv.weight.grad.any()
