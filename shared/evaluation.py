@@ -20,7 +20,16 @@ from .data.learn2reg import by_task
 from .data.pairs import PairDataset, Sample, label_file, stack_pairs
 from .data.pooled import PooledPairs
 from .files import save_json, writable_dir, write_csv
-from .metrics import METRICS, assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from .metrics import (
+    METRICS,
+    assd_per_label,
+    dice_per_label,
+    fold_percent,
+    hd95_per_label,
+    round_trip_mm,
+    sdlogj,
+    tre_mm,
+)
 from .transform_io import Grid, affine_ddf, to_native
 from .warp import warp, warp_points
 
@@ -55,7 +64,9 @@ def _label_scores(warped: Tensor, fixed: Tensor, spacing_mm: Sequence[float]) ->
     }
 
 
-def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
+def score_pair(
+    sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None = None, inv_ddf: Tensor | None = None
+) -> dict[str, float]:
     """Score a field on the fixed image's own grid, and the unregistered pair beside it (``*_before``).
 
     Label scores are means over the labels of the pair; a label that vanished counts with Dice 0.
@@ -64,9 +75,11 @@ def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None
         sample: of :class:`PairDataset`.
         ddf: (1, d, *S) on the network's grid, in its voxels.
         native: what `to_native` makes of ``ddf``, where the caller has it.
+        inv_ddf: the reverse field, of the shape of ``ddf``, where there is one.
 
     Returns:
-        ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``.
+        ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``,
+        and ``round_trip_mm`` (on the network's grid) with ``inv_ddf``.
     """
     pair, grids = sample["pair"], sample["grids"]
     fixed, moving = grids["fixed"], grids["moving"]
@@ -85,6 +98,8 @@ def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None
         for suffix, points in (("", warp_points(start[None], field)[0]), ("_before", start)):
             row[f"tre_mm{suffix}"] = float(tre_mm(_world(points, fixed), _world(target, moving)))
     row["folds_percent"], row["sdlogj"] = float(fold_percent(field)), float(sdlogj(field))
+    if inv_ddf is not None:
+        row["round_trip_mm"] = round_trip_mm(ddf, inv_ddf, grids["network"].spacing_mm)
     return row
 
 
@@ -176,7 +191,8 @@ class RegistrationEvaluator(SupervisedEvaluator):
         fields = predict(self.network, self.inferer, sample, self.state.device)
         pair = sample["pair"]
         names = {side: Path(pair[f"{side}_image"]).name for side in ("fixed", "moving")}
-        row: dict[str, Any] = {"task": sample["task"], **names, **score_pair(sample, fields["ddf"])}
+        scores = score_pair(sample, fields["ddf"], inv_ddf=fields.get("inv_ddf"))
+        row: dict[str, Any] = {"task": sample["task"], **names, **scores}
         if self.writes and self.picture and not self.rows:
             from .plots import pair_figure
 
