@@ -10,6 +10,7 @@ from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.handlers import TrainingLog
 from shared.inference import register_files
+from shared.networks import SymmetricCascade
 from shared.scoring import evaluate_tasks
 from shared.weights import load_weights
 
@@ -42,6 +43,7 @@ __all__ = [
     "ReservoirMemory",
     "Sequential",
     "SharpnessAware",
+    "SymmetricCascade",
     "TrainingLog",
     "VelocityInferer",
     "evaluate_tasks",
