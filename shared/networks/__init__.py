@@ -3,6 +3,5 @@
 from .cascade import SymmetricCascade
 from .convolution import Conv3
 from .pyramid import FeaturePyramid
-from .voxelmorph import VoxelMorphDiff
 
-__all__ = ["Conv3", "FeaturePyramid", "SymmetricCascade", "VoxelMorphDiff"]
+__all__ = ["Conv3", "FeaturePyramid", "SymmetricCascade"]

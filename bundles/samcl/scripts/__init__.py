@@ -10,7 +10,7 @@ from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.handlers import TrainingLog
 from shared.inference import register_files
-from shared.networks import SymmetricCascade, VoxelMorphDiff
+from shared.networks import SymmetricCascade
 from shared.scoring import evaluate_tasks
 from shared.weights import load_weights
 
@@ -46,7 +46,6 @@ __all__ = [
     "SymmetricCascade",
     "TrainingLog",
     "VelocityInferer",
-    "VoxelMorphDiff",
     "evaluate_tasks",
     "load_pairs",
     "load_tasks",
