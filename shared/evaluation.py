@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
     """Register every pair of a dataset and score it on its own grid.
 
     Writes ``<name>_cases.csv``, ``<name>_summary.json`` and ``<name>_example.png`` (first pair) and prints the table.
+    The summary also holds the median seconds that network and inferer take for a pair.
     With pairs of several tasks, table and summary show the mean over all pairs and each task.
 
     Args:
@@ -182,13 +185,16 @@ class RegistrationEvaluator(SupervisedEvaluator):
         )
         self.output_dir, self.name, self.title, self.picture = Path(output_dir), name, title, picture
         self.rows: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
         self.writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self.add_event_handler(Events.STARTED, self._begin)
         self.add_event_handler(Events.COMPLETED, self._finish)
 
     def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Any]:
         sample = batchdata[0]
+        start = time.perf_counter()
         fields = predict(self.network, self.inferer, sample, self.state.device)
+        self.seconds.append(time.perf_counter() - start)
         pair = sample["pair"]
         names = {side: Path(pair[f"{side}_image"]).name for side in ("fixed", "moving")}
         scores = score_pair(sample, fields["ddf"], inv_ddf=fields.get("inv_ddf"))
@@ -203,7 +209,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
         return row
 
     def _begin(self, engine: Engine) -> None:
-        self.rows = []
+        self.rows, self.seconds = [], []
         if self.writes:
             writable_dir(self.output_dir)
         total = engine.state.epoch_length
@@ -216,6 +222,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
         if self.writes:
             write_csv(self.output_dir / f"{self.name}_cases.csv", self.rows)
             content: dict[str, Any] = {"pairs": len(self.rows), "metrics": summary}
+            content["seconds_per_pair"] = round(statistics.median(self.seconds), 4) if self.seconds else None
             print(format_table(summary, f"\n{self.title}: {len(self.rows)} pairs, mean +- sd"), flush=True)
             tasks = by_task(self.rows)
             if len(tasks) > 1:
