@@ -7,8 +7,8 @@ Run from the repository root; every method runs in a process of its own, one aft
         --network "VoxelMorph=samcl:runs/voxelmorph/model.pt:voxelmorph" \\
         --classical syn,syncc,elastix
 
-A network is NAME=BUNDLE:WEIGHTS, optionally :OVERLAY,... (configs of the bundle) and :KEY=VALUE,... (options). SyN needs
-antspyx, elastix needs itk-elastix: install them in an environment for benchmarks.
+A network is NAME=BUNDLE:WEIGHTS, optionally :OVERLAY,... (configs of the bundle) and :KEY=VALUE,... (options). SyN
+needs antspyx, elastix needs itk-elastix: install them in an environment for benchmarks.
 """
 
 from __future__ import annotations
