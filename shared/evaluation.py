@@ -21,6 +21,7 @@ from .data.images import read_label, read_points
 from .data.learn2reg import by_task
 from .data.pairs import PairDataset, Sample, label_file, stack_pairs
 from .data.pooled import PooledPairs
+from .fields import compose
 from .files import save_json, writable_dir, write_csv
 from .metrics import (
     METRICS,
@@ -197,6 +198,8 @@ class RegistrationEvaluator(SupervisedEvaluator):
         self.seconds.append(time.perf_counter() - start)
         pair = sample["pair"]
         names = {side: Path(pair[f"{side}_image"]).name for side in ("fixed", "moving")}
+        if "motion" in sample:  # the network saw an image that had been moved: undo that too
+            fields = {"ddf": compose(sample["motion"], fields["ddf"])}
         scores = score_pair(sample, fields["ddf"], inv_ddf=fields.get("inv_ddf"))
         row: dict[str, Any] = {"task": sample["task"], **names, **scores}
         if self.writes and self.picture and not self.rows:
