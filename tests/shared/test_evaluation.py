@@ -218,6 +218,7 @@ def test_extra_motion_counts_as_part_of_the_way(tmp_path):
         evaluator.run()
         scores[name] = evaluator.state.metrics
     assert scores["found"]["dice"] > scores["ignored"]["dice"]
-    assert scores["found"]["tre_mm"] < 0.1 < 0.4 < scores["ignored"]["tre_mm"]
+    assert scores["found"]["tre_mm"] < 0.1
+    assert scores["ignored"]["tre_mm"] > 0.4
     summary = json.loads((tmp_path / "found" / "validation_summary.json").read_text())
     assert summary["seconds_per_pair"] > 0
