@@ -23,17 +23,19 @@ def literal_flags(arguments: list[str]) -> list[str]:
     Left to itself, fire keeps the last of several equal flags, and takes file names for numbers or comments.
 
     Args:
-        arguments: of the command line; ``--flag value``, ``--flag=value`` and ``-t value`` count.
+        arguments: of the command line; ``--flag value``, ``--flag=value``, ``-t value`` and ``-r value`` count.
     """
     kept: list[str] = []
     values: dict[str, list[str]] = {}
     waiting = ""
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        flag = "transform" if name == "-t" else name.removeprefix("--")
-        if waiting:
+        flag = {"-t": "transform", "-r": "reference"}.get(name, name.removeprefix("--"))
+        if waiting and not argument.startswith("--"):
             values.setdefault(waiting, []).append(argument)
             waiting = ""
+        elif waiting:
+            break
         elif argument.startswith("-") and flag in _PATHS:
             if equals:
                 values.setdefault(flag, []).append(value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..warp import warp
 
-__all__ = ["Grid", "affine_ddf", "lps", "network_grid", "points_to_grid", "spatial", "to_native", "turn"]
+__all__ = ["Grid", "affine_ddf", "lps", "network_grid", "points_to_grid", "spatial", "to_native"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def affine_ddf(target: Grid, source: Grid, dtype: torch.dtype = torch.float32) -
     return field
 
 
-def turn(matrix: np.ndarray, field: Tensor) -> Tensor:
+def _turn(matrix: np.ndarray, field: Tensor) -> Tensor:
     """Multiply every vector of ``field`` (B, d, *S) by ``matrix``."""
     d = field.shape[1]
     return torch.einsum("ij,bj...->bi...", torch.as_tensor(matrix[:d, :d]).to(field), field)
@@ -137,10 +137,10 @@ def to_native(ddf: Tensor, network: Grid, fixed: Grid, moving: Grid) -> tuple[Te
         ``total_ddf`` of the same shape with ``warped(x) = moving(x + total_ddf(x))`` in the moving image's voxels.
     """
     at_network = affine_ddf(fixed, network, ddf.dtype).to(ddf.device)
-    fixed_ddf = turn(np.linalg.inv(fixed.affine) @ network.affine, warp(ddf, at_network, padding_mode="border"))
+    fixed_ddf = _turn(np.linalg.inv(fixed.affine) @ network.affine, warp(ddf, at_network, padding_mode="border"))
     del at_network
     total = affine_ddf(fixed, moving, ddf.dtype).to(ddf.device)
-    total += turn(np.linalg.inv(moving.affine) @ fixed.affine, fixed_ddf)
+    total += _turn(np.linalg.inv(moving.affine) @ fixed.affine, fixed_ddf)
     return fixed_ddf, total
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "write_nifti",
 ]
 
+# What ITK notes on reading a series, in mm, and how much of a slice's distance is more than rounding.
+_UNEVEN, _TOLERANCE = "ITK_non_uniform_sampling_deviation", 0.01
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 
@@ -55,13 +57,15 @@ def itk_image(voxels: np.ndarray, grid: Grid, components: bool = False) -> Any:
     import itk
 
     d = len(grid.shape)
-    order = (*reversed(range(d)), d) if components else tuple(reversed(range(d)))
-    array = np.ascontiguousarray(voxels.transpose(order))
     if components:
-        number = itk.D if array.dtype == np.float64 else itk.F
-        image = itk.image_from_array(array, ttype=itk.Image[itk.Vector[number, d], d])
+        # Allocated here: a view of an array does not keep the array, and ITK copies no images of vectors.
+        number = itk.D if voxels.dtype == np.float64 else itk.F
+        image = itk.Image[itk.Vector[number, d], d].New()
+        image.SetRegions([int(n) for n in grid.shape])
+        image.Allocate()
+        itk.array_view_from_image(image)[...] = voxels.transpose((*reversed(range(d)), d))
     else:
-        image = itk.image_from_array(array)
+        image = itk.image_from_array(np.ascontiguousarray(voxels.T))
     matrix = lps(d) @ grid.affine
     spacing = np.linalg.norm(matrix[:d, :d], axis=0)
     image.SetSpacing([float(s) for s in spacing])
@@ -98,8 +102,12 @@ def read_with_itk(path: str | Path) -> tuple[np.ndarray, Grid, int]:
 
     path = Path(path)
     image = itk.imread(_series(path) if path.is_dir() else str(path))
-    if path.is_dir() and image.GetMetaDataDictionary().HasKey("ITK_non_uniform_sampling_deviation"):
-        raise InputError(f"{path}: found slices at uneven distances, expected a complete DICOM series")
+    tags = image.GetMetaDataDictionary()
+    uneven = float(tags[_UNEVEN]) if path.is_dir() and tags.HasKey(_UNEVEN) else 0.0
+    if uneven > _TOLERANCE * float(image.GetSpacing()[2]):
+        raise InputError(
+            f"{path}: found slices at uneven distances (off by {uneven:.3g} mm), expected a complete DICOM series"
+        )
     grid, count = grid_of_itk(image), int(image.GetNumberOfComponentsPerPixel())
     d = len(grid.shape)
     array = np.asarray(itk.array_from_image(image))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..fields import compose, identity, invert
+from ..fields import identity, invert
 from ..warp import warp, warp_points
-from .grid import Grid, affine_ddf, turn
+from .grid import Grid, affine_ddf
 
 __all__ = ["Affine", "Displacement", "Transform"]
 
 # Voxels of the fixed grid that are mapped at once: their float64 world points take 24 bytes each, several times over.
 _AT_ONCE = 2_000_000
+# Corrections of an inverse between its voxels; each takes off most of what is left.
+_CORRECTIONS = 3
 # A field that reaches further than this many times its own volume is not a registration: its inverse would fill memory.
 _MOST_GROWTH = 16
 
@@ -85,8 +87,9 @@ class Displacement:
         """Invert by fixed-point iteration (:func:`shared.fields.invert`) on a grid that holds all that the map reaches.
 
         Returns:
-            the inverse, and its residual: the largest ``|x + u(x) - y|`` in mm over the voxels y whose inverse x lies
-            in the field. A map that folds has no inverse, and a residual that tells so.
+            the inverse, and its residual: the largest ``|x + u(x) - y|`` in mm over the voxels y and the points halfway
+            between them, as far as their inverse x lies in the field. A map that folds has no inverse, and a residual
+            that tells.
 
         Raises:
             InputError: the field reaches absurdly far.
@@ -105,11 +108,61 @@ class Displacement:
         wide = Grid(tuple(int(n) for n in (high - low + 1)), affine)
         shift = low.to(self.ddf).reshape(1, d, *[1] * d).expand(1, d, *wide.shape)
         forward = warp(self.ddf, shift, padding_mode="border")
-        inverse, _ = invert(forward)
-        error = torch.linalg.vector_norm(turn(wide.affine, compose(forward, inverse)), dim=1).flatten()
-        back = (identity(wide.shape, dtype=self.ddf.dtype) + inverse[0] + shift[0]).flatten(1).T
-        inside = self.grid.holds(back)
-        return Displacement(wide, inverse), float(error[inside].max()) if bool(inside.any()) else 0.0
+        inverse = InverseDisplacement(wide, invert(forward)[0], self)
+        return inverse, max(self._off(inverse, part) for part in (0.0, 0.5))
+
+    def _off(self, inverse: InverseDisplacement, part: float) -> float:
+        """Return the largest error in mm of an inverse at its grid's voxels plus ``part`` of a voxel."""
+        worst = 0.0
+        for _, voxels in _slabs(inverse.grid.shape):
+            world = inverse.grid.to_world(voxels + part)
+            back = inverse.move(world, torch.float32)
+            inside = self.grid.holds(self.grid.to_voxels(back))
+            error = torch.linalg.vector_norm(self.move(back[inside], torch.float32) - world[inside], dim=1)
+            worst = max(worst, float(error.max()) if len(error) else 0.0)
+        return worst
+
+
+@dataclass(frozen=True, eq=False)
+class InverseDisplacement(Displacement):
+    """The inverse of a displacement: a field, and what it inverts, which sharpens it between its voxels.
+
+    Args:
+        grid: where the inverse field lives.
+        ddf: the inverse at its voxels.
+        forward: what is inverted.
+    """
+
+    forward: Displacement
+
+    def move(self, world: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Carry points (N, d) float64 with the error of the linearly read inverse taken out again.
+
+        The point asked for is shifted by how far the forward map misses it (quasi-Newton, the inverse field standing
+        for the inverse Jacobian), where the forward field is defined.
+        """
+        target = world
+        moved = super().move(target, dtype)
+        for _ in range(_CORRECTIONS):
+            missed = world - self.forward.move(moved, dtype)
+            missed[~self.forward.grid.holds(self.forward.grid.to_voxels(moved))] = 0
+            target = target + missed
+            moved = super().move(target, dtype)
+        return moved
+
+    def inverse(self) -> tuple[Displacement, float]:
+        """Return the forward displacement: nothing is lost, the residual is 0 mm."""
+        return self.forward, 0.0
+
+
+def _slabs(shape: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the first axis and their voxels' coordinates (N, d) float64, some million at a time."""
+    rows = max(1, _AT_ONCE // prod(shape[1:]))
+    for start in range(0, shape[0], rows):
+        stop = min(start + rows, shape[0])
+        voxels = identity((stop - start, *shape[1:]), dtype=torch.float64)
+        voxels[0] += start
+        yield slice(start, stop), voxels.flatten(1).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,13 +237,9 @@ class Transform:
         if self.affine is not None:
             return affine_ddf(Grid(fixed.shape, self.affine.matrix @ fixed.affine), moving)
         field = torch.empty(1, self.dims, *fixed.shape)
-        rows = max(1, _AT_ONCE // prod(fixed.shape[1:]))
-        for start in range(0, fixed.shape[0], rows):
-            slab = identity((min(rows, fixed.shape[0] - start), *fixed.shape[1:]), dtype=torch.float64)
-            slab[0] += start
-            voxels = slab.flatten(1).T
+        for rows, voxels in _slabs(fixed.shape):
             there = moving.to_voxels(self.move(fixed.to_world(voxels), torch.float32))
-            field[0, :, start : start + rows] = (there - voxels).T.reshape(slab.shape)
+            field[0, :, rows] = (there - voxels).T.reshape(field[0, :, rows].shape)
         return field
 
     def displacement(self, fixed: Grid) -> Displacement:
