@@ -163,11 +163,13 @@ COMMANDS = {"apply": apply, "chain": chain, "compare": compare, "report": report
 
 def main() -> None:
     """Run a command; bad input ends with its message alone."""
-    arguments = literal_flags(sys.argv[1:]) if sys.argv[1:2] == ["apply"] else sys.argv[1:]
+    arguments = sys.argv[1:]
     if "--help" in arguments:
         # Else it would be one more option of the training config.
         arguments = [*arguments[:1], "--", "--help"] if arguments[0] in COMMANDS else ["--help"]
     try:
+        if arguments[:1] == ["apply"]:
+            arguments = literal_flags(arguments)
         fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")

@@ -104,7 +104,7 @@ def read_with_itk(path: str | Path) -> tuple[np.ndarray, Grid, int]:
     image = itk.imread(_series(path) if path.is_dir() else str(path))
     tags = image.GetMetaDataDictionary()
     uneven = float(tags[_UNEVEN]) if path.is_dir() and tags.HasKey(_UNEVEN) else 0.0
-    if uneven > _TOLERANCE * float(image.GetSpacing()[2]):
+    if uneven > _TOLERANCE * max(image.GetSpacing()):
         raise InputError(
             f"{path}: found slices at uneven distances (off by {uneven:.3g} mm), expected a complete DICOM series"
         )
