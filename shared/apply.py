@@ -105,6 +105,14 @@ def _winning_labels(padded: Tensor, place: Tensor) -> Tensor:
     return best
 
 
+def _check_interpolation(interpolation: str) -> None:
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f"found the interpolation '{interpolation}'{did_you_mean(interpolation, INTERPOLATIONS)}, expected one of "
+            f"{', '.join(INTERPOLATIONS)}"
+        )
+
+
 def _is_whole(voxels: np.ndarray) -> bool:
     return voxels.dtype.kind in "iub" or bool((voxels == np.round(voxels)).all())
 
@@ -241,11 +249,7 @@ def apply_files(
     Raises:
         InputError: unusable files or options.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise InputError(
-            f"found the interpolation '{interpolation}'{did_you_mean(interpolation, INTERPOLATIONS)}, expected one of "
-            f"{', '.join(INTERPOLATIONS)}"
-        )
+    _check_interpolation(interpolation)
     start = read_grid(reference, None)
     end = read_grid(onto, len(start.shape)) if onto is not None else None
     image = None
