@@ -50,6 +50,7 @@ class Canvas:
         self.tissue[where] = self.tissues.index(name)
 
     def shows(self, *names: str) -> np.ndarray:
+        """True where the label map shows one of the names."""
         return np.isin(self.structure, [self.tissues.index(name) for name in names])
 
     def ball(self, centre: Point, radii: Point) -> np.ndarray:

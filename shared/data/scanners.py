@@ -15,7 +15,7 @@ __all__ = ["FundusCamera", "MRScanner"]
 # Name: signal with a long echo time (T2 weighted), with a short one, texture (RMS).
 _MR = {
     "air": (10, 10, 0),
-    "fat": (640, 900, 35),
+    "fat": (600, 900, 35),
     "muscle": (170, 360, 18),
     "bone": (60, 70, 10),
     "marrow": (420, 700, 40),
@@ -24,7 +24,8 @@ _MR = {
     "rectum content": (40, 60, 20),
     "seminal vesicles": (820, 330, 60),
     "levator": (150, 340, 12),
-    "peripheral zone": (720, 380, 55),
+    "capsule": (260, 300, 15),
+    "peripheral zone": (760, 380, 55),
     "central gland": (430, 420, 60),
     "nodule": (560, 450, 40),
     "urethra": (680, 300, 10),

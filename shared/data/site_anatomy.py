@@ -19,7 +19,7 @@ RETINA_MM = 3.0
 
 PELVIS = (
     *("air", "fat", "muscle", "bone", "marrow", "bladder", "rectum wall", "rectum content", "seminal vesicles"),
-    *("levator", "peripheral zone", "central gland", "nodule", "urethra"),
+    *("levator", "capsule", "peripheral zone", "central gland", "nodule", "urethra"),
 )
 RETINA = ("outside", "retina", "macula", "atrophy", "disc", "cup", "vessel")
 
@@ -49,7 +49,8 @@ class Pelvis:
         """Draw a patient."""
         centres = rng.uniform(-0.6, 0.6, (5, 3))
         nodules = np.concatenate([centres, rng.uniform(0.15, 0.35, (5, 1))], axis=1)
-        return cls(*rng.uniform((0.85, 0.85, 0.75, 0.8), (1.15, 1.15, 1.25, 1.25)), balloon, nodules)
+        gland, central, rectum, bladder = rng.uniform((0.85, 0.85, 0.75, 0.8), (1.15, 1.15, 1.25, 1.25)).tolist()
+        return cls(gland, central, rectum, bladder, balloon, nodules)
 
 
 def prostate(points: np.ndarray, patient: Pelvis) -> Maps:
@@ -82,10 +83,12 @@ def _gland(c: Canvas, patient: Pelvis) -> None:
     flat = 0.85 if patient.balloon else 1.0
     taper = np.clip(1 + 0.5 * c.z, 0.75, 1.15)
     x, y, z = c.x / (0.33 * taper), (c.y - 0.02) / (0.26 * flat * taper), c.z / 0.29
-    c.fill("peripheral zone", x**2 + y**2 + z**2 < patient.gland**2)
+    inside = np.sqrt(x**2 + y**2 + z**2) / patient.gland
+    c.fill("peripheral zone", inside < 1)
+    c.stain("capsule", (inside < 1) & (inside > 0.92))
     size = 0.68 * patient.gland * patient.central
     x, y, z = x / size, (y - 0.25) / size, (z - 0.12) / size
-    central = (x**2 + y**2 + z**2 < 1) & c.shows("peripheral zone")
+    central = (x**2 + y**2 + z**2 < 1) & (inside < 0.92)
     c.fill("central gland", central)
     for cx, cy, cz, radius in patient.nodules:
         c.stain("nodule", central & ((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2 < radius**2))

@@ -36,6 +36,11 @@ class SegmentationSite:
         """Channels of the images."""
         return ("MRI",) if isinstance(self.scanner, MRScanner) else ("red", "green", "blue")
 
+    @property
+    def patients(self) -> int:
+        """How many are drawn by default; a photograph is a single slice."""
+        return 20 if isinstance(self.scanner, MRScanner) else 60
+
     def scan(self, rng: np.random.Generator, size: int) -> Scan:
         """Image a patient: voxels (i, j, k) or (i, j, 1, 3), label map (i, j, k) uint8, and spacing in mm."""
         if isinstance(self.scanner, MRScanner):
@@ -86,7 +91,7 @@ SITES = (
     SegmentationSite(
         "site_fundus_2",
         "wide field, round aperture, dark and red",
-        FundusCamera(field_mm=9.5, gains=(0.8, 0.5, 0.45), gamma=1.3, vignette=0.25, aperture=0.95, noise=5),
+        FundusCamera(field_mm=8.5, gains=(0.8, 0.5, 0.45), gamma=1.3, vignette=0.25, aperture=0.95, noise=5),
     ),
     SegmentationSite(
         "site_fundus_3",

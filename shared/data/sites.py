@@ -18,17 +18,15 @@ from ..errors import InputError, did_you_mean
 from ..files import read_json, save_json, writable_dir
 from ..transform_io import Grid, write_nifti
 from .decathlon import DATASET_FILE, split_patients
-from .site_patients import SITES as _TABLE
-from .site_patients import SegmentationSite
+from .site_patients import SITES, SegmentationSite
 
-__all__ = ["SITES", "is_current_site", "write_sites"]
+__all__ = ["SEGMENTATION_SITES", "is_current_site", "write_sites"]
 
 FORMAT_VERSION = 1
-PATIENTS = 20
-# Finer would be no use, and a coarser grid has pixels as large as the slices are thick.
+# On a coarser grid the pixels would be larger than the slices are thick.
 SMALLEST = 48
 
-SITES = tuple(site.name for site in _TABLE)
+SEGMENTATION_SITES = tuple(site.name for site in SITES)
 
 
 def write_sites(
@@ -36,7 +34,7 @@ def write_sites(
     sites: Iterable[str] | None = None,
     *,
     size: int = 64,
-    patients: int = PATIENTS,
+    patients: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Path]:
@@ -48,9 +46,9 @@ def write_sites(
 
     Args:
         root: folder that receives one folder a site.
-        sites: some of `SITES`; None for all.
+        sites: some of `SEGMENTATION_SITES`; None for all.
         size: voxels along an edge of a slice (some sites have fewer); the field of view stays the same.
-        patients: of each site.
+        patients: of each site; None for 20 of the prostate, 60 eyes, of which there is but one slice.
         seed: another seed draws other patients.
         progress: show a progress bar.
 
@@ -63,18 +61,19 @@ def write_sites(
     """
     if isinstance(sites, str):
         raise InputError(f"found sites {sites!r}, expected a list of names")
-    known = {site.name: site for site in _TABLE}
-    names = SITES if sites is None else tuple(sites)
+    known = {site.name: site for site in SITES}
+    names = SEGMENTATION_SITES if sites is None else tuple(sites)
     for name in names:
         if name not in known:
-            raise InputError(f"found no site '{name}'{did_you_mean(name, SITES)}; embedded sites: {', '.join(SITES)}")
+            raise InputError(f"found no site '{name}'{did_you_mean(name, known)}; embedded sites: {', '.join(known)}")
     if size < SMALLEST:
         raise InputError(f"found size {size}, expected at least {SMALLEST} voxels")
-    if patients < 3:
+    if patients is not None and patients < 3:
         raise InputError(f"found {patients} patients, expected at least 3: for training, validation and test")
-    settings = {"version": FORMAT_VERSION, "size": size, "seed": seed, "patients": patients}
     folders = {name: Path(root) / name for name in names}
     for name, folder in folders.items():
+        count = patients or known[name].patients
+        settings = {"version": FORMAT_VERSION, "size": size, "seed": seed, "patients": count}
         if not _is_reusable(folder, settings):
             writable_dir(folder)
             _write_site(folder, known[name], settings, progress)
@@ -89,7 +88,8 @@ def is_current_site(folder: str | os.PathLike[str]) -> bool:
     path = Path(folder) / DATASET_FILE
     if not path.is_file():
         return False
-    settings = read_json(path).get("synthetic")
+    content = read_json(path)
+    settings = content.get("synthetic") if isinstance(content, Mapping) else None
     return settings is None or settings.get("version") == FORMAT_VERSION
 
 
@@ -99,7 +99,7 @@ def _is_reusable(folder: Path, settings: Mapping[str, Any]) -> bool:
     if not path.exists():
         return False
     content = read_json(path)
-    if "synthetic" not in content:
+    if not isinstance(content, Mapping) or "synthetic" not in content:
         raise InputError(
             f"{path}: found a dataset that was not written here, expected a synthetic one or another folder"
         )
@@ -146,7 +146,7 @@ def _write_patients(
         suffix = "Ts" if split == "test" else "Tr"
         splits[split] = []
         for number in members:
-            rng = np.random.default_rng((settings["seed"], SITES.index(site.name), int(number)))
+            rng = np.random.default_rng((settings["seed"], SEGMENTATION_SITES.index(site.name), int(number)))
             image, label, spacing = site.scan(rng, settings["size"])
             affine = np.diag((*spacing, 1.0))
             affine[:3, 3] = [-s * (n - 1) / 2 for n, s in zip(label.shape, spacing, strict=True)]

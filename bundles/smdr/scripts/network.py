@@ -44,8 +44,8 @@ class SliceUNet(nn.Module):
         super().__init__()
         if spatial_dims not in (2, 3) or len(widths) < 2 or classes < 2:
             raise ValueError(
-                f"found spatial_dims {spatial_dims}, widths {list(widths)}, classes {classes}, expected 2 or 3 dims, at "
-                "least two widths and two classes"
+                f"found spatial_dims {spatial_dims}, widths {list(widths)}, classes {classes}, expected 2 or 3 dims, "
+                "at least two widths and two classes"
             )
         if slices < 1 or slices % 2 == 0:
             raise ValueError(f"found slices {slices}, expected an odd number: a slice and as many on either side")
