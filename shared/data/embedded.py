@@ -53,13 +53,12 @@ def _ensure(folder: Path, name: str, known: Sequence[str], is_current: Callable,
     several = dist.is_available() and dist.is_initialized()
     if several and dist.get_rank() > 0:
         dist.barrier()
-    elif name in known:
-        # A folder of another name is a copy that somebody made: nothing is written beside it.
-        if folder.name == name and not is_current(folder):
-            # Chains side by side need the same data: the first writes, the others find it written.
-            with sole_owner(writable_dir(folder), "writer of embedded data", patience=600):
-                if not is_current(folder):
-                    write(folder.parent)
+    # A folder of another name is a copy that somebody made: nothing is written beside it.
+    elif name in known and folder.name == name and not is_current(folder):
+        # Chains side by side need the same data: the first writes, the others find it written.
+        with sole_owner(writable_dir(folder), "writer of embedded data", patience=600):
+            if not is_current(folder):
+                write(folder.parent)
     if several and dist.get_rank() == 0:
         dist.barrier()
 
