@@ -74,7 +74,8 @@ def register_files(
         pair.update({k: str(v) for k, v in files.items() if v})
     sample = PairDataset([pair], spatial_size, spacing_mm, ct_window)[0]
     folder = writable_dir(output_dir)
-    ddf = predict(network, inferer, sample, device)["ddf"]
+    fields = predict(network, inferer, sample, device)
+    ddf = fields["ddf"]
     fixed, moving = sample["grids"]["fixed"], sample["grids"]["moving"]
     fixed_ddf, total = to_native(ddf, sample["grids"]["network"], fixed, moving)
     voxels, _ = read_image(pair["moving_image"], len(fixed.shape))
@@ -87,7 +88,7 @@ def register_files(
         kind = np.uint8 if int(label.max()) <= np.iinfo(np.uint8).max else np.int16
         write_nifti(folder / "warped_label.nii.gz", warped_label.astype(kind), fixed)
     write_itk_displacement(folder / "displacement.nii.gz", fixed_ddf, fixed)
-    scores = score_pair(sample, ddf, (fixed_ddf, total))
+    scores = score_pair(sample, ddf, (fixed_ddf, total), fields.get("inv_ddf"))
     save_json(folder / "metrics.json", {"pair": {k: str(v) for k, v in pair.items()}, "scores": scores})
     pair_figure(sample, ddf, folder / "registration.png", title=Path(pair["moving_image"]).name)
     print(f"{Path(pair['moving_image']).name} registered to {Path(pair['fixed_image']).name}: written to {folder}")

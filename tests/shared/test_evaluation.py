@@ -14,11 +14,13 @@ from bundles.samcl.scripts.network import LKUNet
 from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer
 from bundles.samcl.scripts.strategies import SAMCL
 from bundles.samcl.scripts.trainer import ContinualTrainer
+from shared.data.corruption import CorruptedPairs
 from shared.data.learn2reg import read_pairs
 from shared.data.pairs import PairDataset
 from shared.data.pooled import pooled_pairs
 from shared.data.synthetic import write_registration_tasks
 from shared.evaluation import RegistrationEvaluator, format_table, score_pair, summarise, validation_title
+from shared.fields import compose, invert
 from shared.transform_io import to_native
 from tests.learn2reg_folder import affine, blobs, save
 
@@ -199,3 +201,24 @@ def test_two_dimensional_data_goes_all_the_way(tmp_path):
     cases = list(csv.DictReader((tmp_path / "scores" / "scores_cases.csv").open()))
     assert [c["fixed"] for c in cases] == ["fixed.nii.gz"]
     assert (tmp_path / "scores" / "scores_example.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_extra_motion_counts_as_part_of_the_way(tmp_path):
+    """A network that finds the whole way from the moved image scores as if nothing had been moved."""
+    dataset = PairDataset([shifted_pair(tmp_path, 3)], (24, 20, 16))
+    moved = CorruptedPairs(dataset, "motion")
+    shift = torch.zeros(1, 3, 24, 20, 16)
+    shift[:, 0] = 2.0
+    back = invert(moved[0]["motion"])[0]
+    scores = {}
+    for name, ddf in {"found": compose(back, shift), "ignored": shift}.items():
+        evaluator = RegistrationEvaluator(
+            torch.device("cpu"), moved, torch.nn.Identity(), lambda *_, ddf=ddf: {"ddf": ddf}, tmp_path / name
+        )
+        evaluator.run()
+        scores[name] = evaluator.state.metrics
+    assert scores["found"]["dice"] > scores["ignored"]["dice"]
+    assert scores["found"]["tre_mm"] < 0.1
+    assert scores["ignored"]["tre_mm"] > 0.4
+    summary = json.loads((tmp_path / "found" / "validation_summary.json").read_text())
+    assert summary["seconds_per_pair"] > 0

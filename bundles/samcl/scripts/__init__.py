@@ -11,6 +11,7 @@ from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.export import export_network
 from shared.handlers import TrainingLog
 from shared.inference import register_files
+from shared.networks import SymmetricCascade
 from shared.scoring import evaluate_tasks
 from shared.weights import load_weights
 
@@ -43,6 +44,7 @@ __all__ = [
     "ReservoirMemory",
     "Sequential",
     "SharpnessAware",
+    "SymmetricCascade",
     "TrainingLog",
     "VelocityInferer",
     "evaluate_tasks",
