@@ -98,11 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="edges of cubes, in voxels")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--warm_up", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile too")
     parser.add_argument("--model", help="weights; pairs are scored at the first size")
-    parser.add_argument("--dataset-dir", default=str(BUNDLE / "data"))
+    parser.add_argument("--dataset_dir", default=str(BUNDLE / "data"))
     tasks = ["synth_brain_mr", "synth_abdomen_ct", "synth_lung_ct", "synth_abdomen_mrct"]
     parser.add_argument("--tasks", nargs="+", default=tasks)
     parser.add_argument("--split", default="val")
@@ -115,7 +115,7 @@ def main() -> None:
             export_network(network, scratch, [size] * 3)
             runners: dict[str, Callable[[Tensor], Tensor]] = {"eager": network, **load(Path(scratch))}
             if options.compile:
-                runners["compiled"] = torch.compile(network)
+                runners["compiled"] = torch.compile(network, dynamic=False)
                 start = time.perf_counter()
                 runners["compiled"](torch.rand(1, 2, size, size, size))
                 print(f"torch.compile took {time.perf_counter() - start:.0f} s")
