@@ -237,7 +237,7 @@ class SiteDiffusion(nn.Module):
         self.sites = found["sites"]
 
     def load_file(self, path: str | Path) -> None:
-        """Load what :meth:`save` or a run wrote; sites that are not here yet are added.
+        """Load what :meth:`save` or a run wrote (a file, or the run_dir); sites that are not here yet are added.
 
         Raises:
             InputError: unreadable, or no generator of this architecture: of another image size, say.
@@ -246,7 +246,7 @@ class SiteDiffusion(nn.Module):
         try:
             self.load_state_dict(state)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{_file(path)}: {error}") from error
         self.origin = hash_of_weights(state)
 
     def save(self, path: str | Path) -> None:
@@ -262,6 +262,10 @@ def _described(state: Tensor) -> dict[str, Any]:
     return json.loads(state.cpu().numpy().tobytes())
 
 
+def _file(path: str | Path) -> Path:
+    return Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
+
+
 def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a generator's architecture and its state dict.
 
@@ -271,8 +275,7 @@ def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     Raises:
         InputError: unreadable, or no generator.
     """
-    path = Path(path)
-    path = path / "model.pt" if path.is_dir() else path
+    path = _file(path)
     state = load_tensors(path)
     if not isinstance(state, dict) or not {_EXTRA, _FIRST_LAYER} <= set(state):
         raise InputError(f"{path}: holds no generator of this bundle; expected the model.pt of a generator's run")

@@ -109,7 +109,10 @@ def leak_test(samples: Tensor, training: Tensor, held_out: Tensor, size: int = 3
 def _appearance(images: Tensor, size: int, sigma: float) -> Tensor:
     """Return (B, F) rows whose Euclidean distance is the root mean square difference of normalised images."""
     dims = images.ndim - 2
-    smooth = GaussianFilter(dims, sigma)(images.float()) if sigma > 0 else images.float()
+    smooth = images.float()
+    if sigma > 0:
+        # Around a mean of zero: the filter sees zeros beyond the edge, and a brighter image would have darker edges.
+        smooth = GaussianFilter(dims, sigma)(smooth - smooth.flatten(2).mean(2).reshape(*smooth.shape[:2], *[1] * dims))
     shrink = F.adaptive_avg_pool2d if dims == 2 else F.adaptive_avg_pool3d
     small = shrink(smooth, tuple(min(size, n) for n in images.shape[2:])).flatten(2)
     centred = small - small.mean(2, keepdim=True)

@@ -42,7 +42,7 @@ class RandomFeatures(nn.Module):
         kind = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         self.layers = nn.ModuleList()
         for width in widths:
-            layer = kind(channels, width, 3, stride=2, padding=1)
+            layer = nn.utils.skip_init(kind, channels, width, 3, stride=2, padding=1)
             with torch.no_grad():
                 fan = layer.weight[0].numel()
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=random) * (2 / fan) ** 0.5)

@@ -190,7 +190,7 @@ def read_index(folder: str | Path, complete: bool = True) -> dict[str, Any]:
 class ReplayDataset(Dataset):
     """The samples of one or several replay sets, for the training of the segmenter.
 
-    An item holds ``image`` (C, *S) float32 in [0, 1], ``label`` (1, *S) int64 and ``site``.
+    An item holds ``image`` (C, *S) float32 in [0, 1], ``label`` (1, *S) int16 and ``site``.
 
     Args:
         folders: of :func:`make_replay`.
@@ -226,5 +226,5 @@ class ReplayDataset(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         path, site = self._items[number]
         with np.load(path, allow_pickle=False) as arrays:
-            image, label = torch.from_numpy(arrays["image"]).float(), torch.from_numpy(arrays["label"]).long()
+            image, label = torch.from_numpy(arrays["image"]).float(), torch.from_numpy(arrays["label"]).to(torch.int16)
         return {"image": image, "label": label, "site": site}
