@@ -14,12 +14,12 @@ from .run_directory import RunDirectory
 from .weights import load_weights, unwrap
 
 if TYPE_CHECKING:
-    from .trainer import RegistrationTrainer
+    from .run_trainer import RunTrainer
 
 __all__ = ["costs", "restore", "save_checkpoint"]
 
 
-def save_checkpoint(trainer: RegistrationTrainer) -> None:
+def save_checkpoint(trainer: RunTrainer) -> None:
     """Write each rank's extra files, then, on rank 0, the state that makes them count.
 
     Raises:
@@ -52,7 +52,7 @@ def save_checkpoint(trainer: RegistrationTrainer) -> None:
     trainer.prune_extra_files()
 
 
-def restore(trainer: RegistrationTrainer) -> dict[str, Any] | None:
+def restore(trainer: RunTrainer) -> dict[str, Any] | None:
     """Go on from the checkpoint of a killed run and return it; without one start from ``init_from``, if given.
 
     Raises:
@@ -78,7 +78,7 @@ def restore(trainer: RegistrationTrainer) -> dict[str, Any] | None:
     return state
 
 
-def _start_from(trainer: RegistrationTrainer, source: Path) -> None:
+def _start_from(trainer: RunTrainer, source: Path) -> None:
     """Take weights, moments and what else is handed on from an earlier run; from a file, weights alone."""
     if source.is_file():
         load_weights(trainer.network, source)
@@ -95,7 +95,7 @@ def _start_from(trainer: RegistrationTrainer, source: Path) -> None:
     trainer.inherit(state, previous)
 
 
-def costs(trainer: RegistrationTrainer) -> dict[str, Any]:
+def costs(trainer: RunTrainer) -> dict[str, Any]:
     """Return what the run took: seconds of training, bytes that it hands on, most GPU bytes in use."""
     device = torch.device(trainer.state.device)
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

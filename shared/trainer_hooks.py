@@ -1,4 +1,4 @@
-"""What a subclass of the registration trainer may override to keep more than weights and moments."""
+"""What a subclass of the run trainer may override to keep more than weights and moments."""
 
 from __future__ import annotations
 

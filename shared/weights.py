@@ -23,7 +23,7 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load ``model.pt`` strictly.
+    """Load ``model.pt`` strictly; a module's own extra state, if any, is its own to check.
 
     Raises:
         InputError: unreadable, or weights of another architecture; the first differences are named.
@@ -36,10 +36,15 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         f"{k}: found {tuple(weights[k].shape) if k in weights else 'nothing'}, "
         f"expected {tuple(expected[k].shape) if k in expected else 'nothing'}"
         for k in sorted({*weights, *expected})
-        if k not in weights or k not in expected or weights[k].shape != expected[k].shape
+        if k not in weights or k not in expected or not (weights[k].shape == expected[k].shape or _is_extra(k))
     ]
     if differences:
         raise InputError(
             f"{path}: holds a model of another architecture ({len(differences)} tensors differ; {differences[0]})"
         )
     unwrap(network).load_state_dict(weights)
+
+
+def _is_extra(key: str) -> bool:
+    """Whether an entry is what a module's ``get_extra_state`` returned: its size may differ between equal modules."""
+    return key.rpartition(".")[2] == "_extra_state"

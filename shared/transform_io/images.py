@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import locale
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ __all__ = [
     "check_image_name",
     "grid_of_itk",
     "itk_image",
+    "keep_locale",
     "read_with_itk",
     "write_image",
     "write_itk_image",
@@ -88,6 +92,17 @@ def _series(folder: Path) -> list[str]:
     return list(names.GetFileNames(series[0]))
 
 
+@contextmanager
+def keep_locale() -> Iterator[None]:
+    """Undo what ITK's DICOM code does to the process: a C locale, in which Python takes text files for ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@keep_locale()
 def read_with_itk(path: str | Path) -> tuple[np.ndarray, Grid, int]:
     """Read an image file, or a folder that holds one DICOM series, through ITK.
 

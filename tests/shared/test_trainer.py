@@ -12,6 +12,7 @@ from shared.distributed import call_method
 from shared.errors import InputError
 from shared.files import read_json
 from shared.handlers import TrainingLog
+from shared.run_trainer import RunTrainer
 from shared.trainer import RegistrationTrainer
 from tests.tiny import TinyObjective, TinyPairs, kill_at, make_network, make_trainer, same, weights
 
@@ -228,3 +229,8 @@ def test_the_log_goes_on_without_gap_or_repetition(tmp_path):
     rows = [[{k: v for k, v in row.items() if k[:7] != "seconds"} for row in t.log_rows] for t in (whole, again)]
     assert rows[0] == rows[1]
     assert [row["iteration"] for row in rows[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trainer_that_does_not_say_what_an_iteration_is_is_refused(tmp_path):
+    with pytest.raises(NotImplementedError, match="RunTrainer does not say what an iteration is"):
+        make_trainer(tmp_path, RunTrainer).run()

@@ -43,3 +43,26 @@ def test_trainable_are_those_that_training_changes():
     network = make_network()
     network.coarse.requires_grad_(False)
     assert set(trainable(network)) == {k for k, _ in network.named_parameters() if not k.startswith("coarse")}
+
+
+class Remembering(torch.nn.Linear):
+    """Keeps words beside its weights."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(2, 2)
+        self.words = words
+
+    def get_extra_state(self):
+        return torch.frombuffer(bytearray(self.words.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        self.words = bytes(state.tolist()).decode()
+
+
+def test_a_modules_extra_state_may_differ_in_size(tmp_path):
+    network = Remembering("many words")
+    save_tensors(tmp_path / "model.pt", network.state_dict())
+    other = Remembering("few")
+    load_weights(other, tmp_path / "model.pt")
+    assert other.words == "many words"
+    assert torch.equal(other.weight, network.weight)

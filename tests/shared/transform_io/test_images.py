@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import locale
+
 import itk
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from shared.data.images import read_grid, read_voxels
 from shared.errors import InputError
 from shared.transform_io import IMAGE_SUFFIXES, read_with_itk, write_image
+from shared.transform_io.images import keep_locale
 from tests.learn2reg_folder import affine, blobs, save
 from tests.world_pair import world_pair
 
@@ -64,6 +67,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
 # -- DICOM -------------------------------------------------------------------------------------------------------------
 
 
+@keep_locale()
 def write_dicom(folder, itk_image, series: str, skip: int = -1) -> None:
     """Write an ITK volume slice by slice; each carries its own place."""
     folder.mkdir(exist_ok=True)
@@ -106,7 +110,9 @@ def volume(tmp_path):
 def test_a_dicom_folder_is_one_image(tmp_path, volume):
     image, voxels, world = volume
     write_dicom(tmp_path / "dicom", image, "5")
+    before = locale.setlocale(locale.LC_ALL)
     back, grid = read_voxels(tmp_path / "dicom")
+    assert locale.setlocale(locale.LC_ALL) == before, "ITK's DICOM reader changes it for the whole process"
     np.testing.assert_array_equal(back, voxels)
     np.testing.assert_allclose(grid.affine, world, atol=1e-3)
     assert read_grid(tmp_path / "dicom", None).shape == voxels.shape
