@@ -96,17 +96,10 @@ class Replay(Strategy):
 
     Args:
         memory: reservoir of past pairs.
-        replay_ratio: replayed pairs for each pair of the batch.
-
-    Raises:
-        ValueError: a ratio below 1.
     """
 
-    def __init__(self, memory: ReservoirMemory, replay_ratio: int = 1) -> None:
-        if replay_ratio < 1:
-            raise ValueError(f"found replay_ratio {replay_ratio}, expected at least 1")
+    def __init__(self, memory: ReservoirMemory) -> None:
         self.memory: ReservoirMemory = memory
-        self.replay_ratio = replay_ratio
 
     def _offer(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> None:
         for sample in samples:
@@ -115,11 +108,14 @@ class Replay(Strategy):
     def _draw(self, trainer: ContinualTrainer, count: int, before: int | None = None) -> list[Sample]:
         return [trainer.prepare(s) for s in self.memory.draw(count, trainer.generator, before)]
 
-    def _each_then_replay(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Step on each sample alone, offer them, step on a replayed batch; the samples' parts come back averaged."""
+    def _each_then_replay(self, trainer: ContinualTrainer, samples: Sequence[Sample], ratio: int = 1) -> Parts:
+        """Step on each sample alone, offer them, step on ``ratio`` times as many replayed ones.
+
+        The samples' parts come back averaged.
+        """
         seen = [self.descend(trainer, [trainer.prepare(sample)]) for sample in samples]
         self._offer(trainer, samples)
-        replay = self.descend(trainer, self._draw(trainer, self.replay_ratio * len(samples)))
+        replay = self.descend(trainer, self._draw(trainer, ratio * len(samples)))
         names = dict.fromkeys(name for parts in seen for name in parts)
         parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in names}
         return {**parts, "replay_loss": replay["loss"]}
@@ -181,14 +177,16 @@ class MER(Replay):
     def __init__(self, memory: ReservoirMemory, beta: float = 0.5, replay_ratio: int = 1) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"found beta {beta}, expected 0 to 1")
-        super().__init__(memory, replay_ratio)
-        self.beta = beta
+        if replay_ratio < 1:
+            raise ValueError(f"found replay_ratio {replay_ratio}, expected at least 1")
+        super().__init__(memory)
+        self.beta, self.replay_ratio = beta, replay_ratio
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do the update described above; the parts are those of the current samples, averaged."""
         weights = list(trainable(trainer.network).values())
         start = [p.detach().clone() for p in weights]
-        parts = self._each_then_replay(trainer, samples)
+        parts = self._each_then_replay(trainer, samples, self.replay_ratio)
         interpolate(weights, start, self.beta)
         return parts
 

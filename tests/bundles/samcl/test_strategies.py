@@ -298,9 +298,9 @@ def test_unknown_steps_are_refused():
 
 def test_settings_hold_the_options_and_no_state():
     assert SAMCL(ReservoirMemory(3)).settings() == {
+        "name": "SAMCL",
         "beta": 0.25,
         "replay_ratio": 1,
-        "beta": 0.25,
         "rho": 0.05,
         "adaptive": True,
         "memory": "ReservoirMemory(capacity=3)",
