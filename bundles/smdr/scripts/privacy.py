@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["foreign_files"]
 _WEIGHTS = {"model.pt", "state.pt"}
 _STATE_KEYS = {
     *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
-    *("log", "average", "updates"),
+    *("log", "average", "updates", "strategy", "strategy_name"),
 }
 _TABLES = {".csv", ".log", ".lock"}
 _LONGEST = 4096  # numbers in one list of a JSON file: a 64 x 64 image would have as many
@@ -87,7 +87,19 @@ def _fault_of_weights(path: Path) -> str | None:
     if all(isinstance(value, Tensor) for value in content.values()):
         return None
     more = sorted(set(content) - _STATE_KEYS)
+    more += _unlike_weights(content.get("strategy"), content.get("network", {}), "strategy")
     return f"holds {', '.join(more)}, expected weights, moments and counters" if more else None
+
+
+def _unlike_weights(known: Any, weights: Mapping[str, Tensor], place: str) -> list[str]:
+    """Return the places of tensors that have not the shape of the weight whose name they bear: images would be such."""
+    if isinstance(known, Mapping):
+        return [p for key, value in known.items() for p in _unlike_weights(value, weights, f"{place}/{key}")]
+    if isinstance(known, (list, tuple)):
+        return [p for number, value in enumerate(known) for p in _unlike_weights(value, weights, f"{place}/{number}")]
+    name = place.rpartition("/")[2]
+    fits = not isinstance(known, Tensor) or (name in weights and weights[name].shape == known.shape)
+    return [] if fits else [place]
 
 
 def _fault_of_events(path: Path) -> str | None:
