@@ -54,11 +54,14 @@ class SiteDiffusion(nn.Module):
         tokens: K, of a prompt.
         token_size: numbers of a token.
         conditioning: "prompt" or "film".
+        pretended: sites made up while the first one is learned, see ``pretending``; 0 for none.
         timesteps: T, of the diffusion.
         schedule: of the noise, a name that MONAI's schedulers know; "cosine" fits any T.
         schedule_options: of the schedule; None takes MONAI's for "cosine", else betas from 0.0015 to 0.0205 at
             T = 1000 and in proportion more for fewer steps.
-        prediction: "epsilon", the noise, or "v_prediction" (Salimans & Ho, ICLR 2022).
+        prediction: "epsilon", the noise, or "v_prediction" (Salimans & Ho, ICLR 2022), whose samples keep the mean
+            brightness of the images after far fewer iterations: an error of the noise that is small where noise is
+            nearly all there is, is a large one of the image.
 
     Raises:
         InputError: options that do not fit each other.
@@ -70,18 +73,19 @@ class SiteDiffusion(nn.Module):
         spatial_dims: int = 2,
         channels: int = 1,
         label_channels: int = 0,
-        features: Sequence[int] = (32, 64, 96),
-        attention: Sequence[bool] = (False, True, True),
+        features: Sequence[int] = (16, 32, 64, 64),
+        attention: Sequence[bool] = (False, False, True, True),
         blocks: int = 1,
         head_channels: int = 32,
         norm_groups: int = 8,
         tokens: int = 8,
         token_size: int = 256,
         conditioning: str = "prompt",
+        pretended: int = 24,
         timesteps: int = 1000,
         schedule: str = "scaled_linear_beta",
         schedule_options: Mapping[str, float] | None = None,
-        prediction: str = "epsilon",
+        prediction: str = "v_prediction",
     ) -> None:
         super().__init__()
         if schedule_options is None and schedule != "cosine":
@@ -99,6 +103,7 @@ class SiteDiffusion(nn.Module):
             "tokens": tokens,
             "token_size": token_size,
             "conditioning": conditioning,
+            "pretended": pretended,
             "timesteps": timesteps,
             "schedule": schedule,
             "schedule_options": dict(schedule_options or {}),
@@ -122,6 +127,8 @@ class SiteDiffusion(nn.Module):
         )
         self._film_size = insert_site_norms(self.denoiser) if conditioning == "film" else 0
         self.prompts, self.films = nn.ParameterList(), nn.ParameterList()
+        self.pretended = nn.Parameter(_STARTING_SCALE * torch.randn(pretended, tokens, token_size))
+        self.pretended_films = nn.Parameter(torch.zeros(pretended if self._film_size else 0, self._film_size))
         self.sites: dict[str, dict[str, Any]] = {}  # what is known of each, in the order of their prompts
         self.origin: str | None = None  # hash of the weights that this generator was loaded from
 
@@ -131,12 +138,13 @@ class SiteDiffusion(nn.Module):
         Args:
             x: (B, channels + label_channels, *S).
             timesteps: (B,) or (1,).
-            context: (B,) numbers of the sites, see :meth:`number`; called so by MONAI's inferer.
+            context: (B,) numbers of the sites, see :meth:`number`; called so by MONAI's inferer. Those of pretended
+                sites are -1, -2 ...
         """
         if self._film_size:
-            modulate(self.denoiser, torch.stack(list(self.films))[context])
+            modulate(self.denoiser, _table(self.films, self.pretended_films)[context])
         try:
-            return self.denoiser(x, timesteps, context=torch.stack(list(self.prompts))[context])
+            return self.denoiser(x, timesteps, context=_table(self.prompts, self.pretended)[context])
         finally:
             if self._film_size:
                 modulate(self.denoiser, None)
@@ -155,7 +163,7 @@ class SiteDiffusion(nn.Module):
         return list(self.sites).index(site)
 
     def add_site(self, name: str, known: Mapping[str, Any] | None = None) -> None:
-        """Add a site; a first one begins at random (from torch's seed), others in the mean of those before.
+        """Add a site; a first one begins at random (from torch's seed), others in the mean of all, pretended or not.
 
         Args:
             name: new to this generator.
@@ -169,11 +177,12 @@ class SiteDiffusion(nn.Module):
         device = next(self.denoiser.parameters()).device
         a = self.architecture
         first = not self.sites
-        prompt = _STARTING_SCALE * torch.randn(a["tokens"], a["token_size"]) if first else _mean(self.prompts)
-        film = torch.zeros(self._film_size) if first else _mean(self.films)
-        self.prompts.append(nn.Parameter(prompt.to(device)))
+        prompt = _STARTING_SCALE * torch.randn(a["tokens"], a["token_size"])
+        prompt = prompt if first else _table(self.prompts, self.pretended).mean(0)
+        self.prompts.append(nn.Parameter(prompt.detach().to(device)))
         if self._film_size:
-            self.films.append(nn.Parameter(film.to(device)))
+            film = torch.zeros(self._film_size) if first else _table(self.films, self.pretended_films).mean(0)
+            self.films.append(nn.Parameter(film.detach().to(device)))
         self.sites[name] = dict(known or {})
 
     def learn_only(self, site: str, later_sites: str = "prompt") -> None:
@@ -194,6 +203,8 @@ class SiteDiffusion(nn.Module):
         number = self.number(site)
         everything = number == 0 and len(self.sites) == 1
         self.denoiser.requires_grad_(everything or later_sites == "full")
+        self.pretended.requires_grad_(everything)
+        self.pretended_films.requires_grad_(everything)
         for group, learns in ((self.prompts, True), (self.films, everything or later_sites != "prompt")):
             for index, parameter in enumerate(group):
                 parameter.requires_grad_(learns and index == number)
@@ -254,8 +265,9 @@ class SiteDiffusion(nn.Module):
         save_tensors(path, self.state_dict())
 
 
-def _mean(parameters: nn.ParameterList) -> Tensor:
-    return torch.stack([p.detach().cpu() for p in parameters]).mean(0) if len(parameters) else torch.zeros(0)
+def _table(sites: nn.ParameterList, pretended: Tensor) -> Tensor:
+    """Return a row for each site from the front, and for each pretended one from the end."""
+    return torch.cat([torch.stack(list(sites)), pretended.flip(0)])
 
 
 def _described(state: Tensor) -> dict[str, Any]:

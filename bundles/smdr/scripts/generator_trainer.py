@@ -16,6 +16,7 @@ from shared.weights import trainable, unwrap
 from .denoising import to_channels
 from .diffusion import SiteDiffusion
 from .labelling import site_statistics
+from .pretending import pretend
 
 __all__ = ["GeneratorTrainer", "MovingAverage", "parameter_groups"]
 
@@ -104,8 +105,9 @@ class GeneratorTrainer(RunTrainer):
         """Do one optimizer step on the error of the noise."""
         device = self.state.device
         images, labels = (torch.stack([s[key] for s in samples]).to(device) for key in ("image", "label"))
-        clean = to_channels(self.site_generator, images.float(), labels)
         numbers = torch.full((len(samples),), self.site_number, device=device)
+        images, numbers = pretend(self.site_generator, images.float(), numbers, self.generator)
+        clean = to_channels(self.site_generator, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision():
             loss = self.loss_function(self.network, clean, numbers, self.generator)

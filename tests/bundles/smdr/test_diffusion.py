@@ -91,6 +91,15 @@ def test_a_new_site_begins_in_the_mean_of_those_before():
     torch.testing.assert_close(generator.films[2], generator.films[0] - 0.5)
 
 
+def test_pretended_sites_count_in_that_mean():
+    generator = make_generator(pretended=3, conditioning="film")
+    with torch.no_grad():
+        generator.pretended_films.fill_(4.0)
+    generator.add_site("second")
+    torch.testing.assert_close(generator.prompts[1], torch.stack([generator.prompts[0], *generator.pretended]).mean(0))
+    torch.testing.assert_close(generator.films[1], torch.full_like(generator.films[1], 3.0))
+
+
 def test_a_batch_may_mix_sites():
     generator = make_generator(conditioning="film")
     generator.add_site("second")
