@@ -49,9 +49,11 @@ def syn(pair: dict[str, Any], folder: Path, metric: str) -> Found:
     result = ants.registration(
         fixed,
         moving,
-        type_of_transform="SyNOnly" if metric == "mattes" else "SyNCC",
+        type_of_transform="SyNOnly",
         initial_transform="identity",
         syn_metric=metric,
+        syn_sampling=32 if metric == "mattes" else 2,  # bins; radius in voxels
+        reg_iterations=(100, 70, 50),  # the default leaves out the full resolution
         outprefix=str(folder / "syn_"),
         random_seed=0,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["find_ct_window", "looks_like_ct", "normalise"]
+__all__ = ["find_ct_window", "looks_like_ct", "normalise", "scale_percentiles"]
 
 # Windows of the SAMCL data preparation, in HU; see `normalise`.
 ABDOMEN_WINDOW = (-200.0, 300.0)
@@ -58,3 +58,18 @@ def find_ct_window(image: Tensor) -> tuple[float, float]:
     lung = int(((image > -950) & (image < -550)).sum())
     tissue = int(((image > -300) & (image < 300)).sum())
     return LUNG_WINDOW if lung > 0.12 * (lung + tissue) else ABDOMEN_WINDOW
+
+
+def scale_percentiles(image: Tensor, channel_wise: bool = False) -> Tensor:
+    """Clip to the 0.5th and 99.5th percentile of the whole image and scale to [0, 1].
+
+    Args:
+        image: (C, *S).
+        channel_wise: each channel by itself, for channels of different units; colours keep their balance without.
+    """
+    if channel_wise and len(image) > 1:
+        return torch.cat([scale_percentiles(channel[None]) for channel in image])
+    low, high = np.percentile(image.numpy(), (0.5, 99.5))
+    if low == high:  # all background but for a speck
+        low, high = float(image.min()), float(image.max())
+    return ((image - low) / max(high - low, np.finfo(np.float32).tiny)).clamp(0, 1).float()

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Transform
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,19 +20,11 @@ from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
 from .intensity import find_ct_window, looks_like_ct, normalise
 from .learn2reg import by_task, pairs_of_items, task_of
+from .resampling import anti_alias
 
 __all__ = ["PairDataset", "Sample", "label_file", "prepare_item", "stack_pairs"]
 
 Sample = dict[str, Any]
-
-
-def _anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Blur what the target grid cannot hold, before it is sampled there."""
-    step = np.linalg.norm(np.linalg.inv(target.affine)[:-1, :-1] @ source.affine[:-1, :-1], axis=0)
-    sigma = np.maximum(0.0, 0.5 * (1 / step - 1))
-    if not sigma.any():
-        return image
-    return torch.from_numpy(gaussian_filter(image[0].numpy(), sigma, truncate=3))[None]
 
 
 def stack_pairs(samples: Sequence[Sample]) -> Tensor:
@@ -68,7 +58,7 @@ def prepare_item(entry: Mapping[str, Any]) -> Sample:
     def place(volume: Tensor, mode: str) -> Tensor:
         return volume if mapping is None else warp(volume[None], mapping, mode=mode)[0]
 
-    item: Sample = {"image": place(image if same else _anti_alias(image, source, target), "bilinear")}
+    item: Sample = {"image": place(image if same else anti_alias(image, source, target), "bilinear")}
     mask = torch.ones_like(voxels)
     if entry.get("mask"):
         mask = (read_label(entry["mask"], source, dims, role="mask") > 0).float()

@@ -9,6 +9,7 @@ from shared.data.pooled import pooled_pairs
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
+from shared.export import export_network
 from shared.handlers import TrainingLog
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
@@ -32,6 +33,7 @@ __all__ = [
     "SymmetricObjective",
     "TrainingLog",
     "evaluate_tasks",
+    "export_network",
     "load_pairs",
     "load_weights",
     "local_device",

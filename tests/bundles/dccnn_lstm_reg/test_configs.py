@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import socket
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -105,25 +103,16 @@ def test_inference_with_the_weights_of_the_bundle_registers(data, tmp_path):
 
 def test_the_defaults_change_no_tracked_file(data):
     """Write where nobody asked for another place: into the bundle's own ignored folders."""
-    status = ["git", "status", "--porcelain"]
-    before = runs.start(status)
-    if before.returncode:
-        pytest.skip("not a git checkout")
+    before = runs.git_status()
     shutil.rmtree(CONFIGS.parent / "runs" / "smoke_synth_brain_mr", ignore_errors=True)
     run("training", ("train", "smoke"), dataset_dir=data)
     run("inference", ("inference",), dataset_dir=data)
-    assert runs.start(status).stdout == before.stdout
+    assert runs.git_status() == before
 
 
 def test_two_ranks_train_one_model(data, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "monai.bundle"]
     configs = ("train", "smoke", "multi_gpu_train")
-    options = runs.command(BUNDLE, "training", configs, dataset_dir=data, run_dir=tmp_path / "two")
-    result = runs.start([sys.executable, *launcher, *options[3:]])
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = runs.run_ranks(BUNDLE, "training", configs, dataset_dir=data, run_dir=tmp_path / "two")
     assert result.stdout.count("validation pairs (never trained on)") == 1  # one writer
     run("training", ("train", "smoke"), dataset_dir=data, run_dir=tmp_path / "one")
     two, one = (load_tensors(tmp_path / name / "model.pt") for name in ("two", "one"))
@@ -154,3 +143,28 @@ def test_the_weights_fit_both_training_and_inference():
         parser.read_config(CONFIGS / f"{name}.json")
         networks.append({k: v for k, v in parser["network_def"].items() if k != "repair_folds"})
     assert networks[0] == networks[1]
+
+
+def test_trained_weights_can_be_exported(first, tmp_path):
+    result = run("exporting", ("inference", "export"), model=first[0] / "model.pt", output_dir=tmp_path, **TINY)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.ts", "model.onnx", "model_int8.onnx", "export.json"}
+    written = json.loads((tmp_path / "export.json").read_text())["formats"]
+    assert written["onnx"]["largest_value"] > 0
+    assert written["onnx"]["spatial_size"] == [16, 16, 16]
+    assert "model_int8.onnx" in result.stdout
+
+
+def test_exporting_with_repair_folds_says_which_format_can(first, tmp_path):
+    options = {"model": first[0] / "model.pt", "output_dir": tmp_path, **TINY, "network_def#repair_folds": True}
+    result = runs.start(runs.command(BUNDLE, "exporting", ("inference", "export"), **options))
+    assert result.returncode == 1
+    assert "expected repair_folds false, or torchscript alone" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: format 'onnx'")
+    run("exporting", ("inference", "export"), formats="['torchscript']", **options)
+    assert {p.name for p in tmp_path.iterdir()} == {"model.ts", "export.json"}
+
+
+def test_monai_exports_trained_weights(first, tmp_path):
+    options = {"filepath": tmp_path / "m.ts", "ckpt_file": first[0] / "model.pt", **TINY}
+    runs.host_command(BUNDLE, "ckpt_export", "network_def", **options)
+    assert torch.jit.load(tmp_path / "m.ts")(torch.rand(1, 2, 24, 20, 24)).shape == (1, 3, 24, 20, 24)

@@ -1,31 +1,18 @@
-"""World space: the only file that knows affines, millimetres and the LPS frame of ITK.
-
-A :class:`Grid` is a voxel lattice in RAS millimetres. Everywhere else fields are in voxels of the grid they live on.
-"""
+"""Voxel lattices in the world, and fields and points carried from one to another."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
 
-from .files import atomic_path
-from .warp import warp
+from ..warp import warp
 
-__all__ = [
-    "Grid",
-    "affine_ddf",
-    "network_grid",
-    "points_to_grid",
-    "to_native",
-    "write_itk_displacement",
-    "write_nifti",
-]
+__all__ = ["Grid", "affine_ddf", "lps", "network_grid", "points_to_grid", "spatial", "to_native"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +27,19 @@ class Grid:
         """Voxel size along each axis."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:-1, :-1], axis=0))
 
+    def to_world(self, voxels: Tensor) -> Tensor:
+        """Carry voxel coordinates (N, d) to RAS millimetres (N, d), in float64."""
+        return _mapped(self.affine, voxels)
+
+    def to_voxels(self, world: Tensor) -> Tensor:
+        """Carry RAS millimetres (N, d) to voxel coordinates (N, d), in float64."""
+        return _mapped(np.linalg.inv(self.affine), world)
+
+    def holds(self, voxels: Tensor) -> Tensor:
+        """Tell which voxel coordinates (N, d) lie inside the outer voxel edges -> (N,) bool."""
+        last = torch.tensor(self.shape, dtype=voxels.dtype, device=voxels.device) - 0.5
+        return ((voxels >= -0.5) & (voxels <= last)).all(dim=-1)
+
     @property
     def key(self) -> tuple:
         """Hashable identity: equal for grids that agree to a micrometre."""
@@ -52,6 +52,23 @@ class Grid:
         world = self.affine[:-1, :-1] @ edges + self.affine[:-1, -1:]
         low, high = world.min(1), world.max(1)
         return ", ".join(f"{a}:{low[i]:.0f}..{high[i]:.0f} mm" for i, a in enumerate("xyz"[:d]))
+
+
+def _mapped(matrix: np.ndarray, points: Tensor) -> Tensor:
+    matrix = torch.as_tensor(matrix, dtype=torch.float64, device=points.device)
+    return points.double() @ matrix[:-1, :-1].T + matrix[:-1, -1]
+
+
+def lps(dims: int) -> np.ndarray:
+    """Return the (d+1, d+1) matrix that takes RAS to LPS millimetres; it is its own inverse."""
+    return np.diag([*[-1.0, -1.0, 1.0][:dims], 1.0])
+
+
+def spatial(affine4: np.ndarray, dims: int) -> np.ndarray:
+    """Cut a 4 x 4 affine, as NIfTI headers hold it, to (d+1, d+1)."""
+    small = np.eye(dims + 1)
+    small[:dims, :dims], small[:dims, dims] = affine4[:dims, :dims], affine4[:dims, 3]
+    return small
 
 
 def network_grid(image: Grid, size: Sequence[int] | None = None, spacing_mm: Sequence[float] | None = None) -> Grid:
@@ -132,40 +149,3 @@ def points_to_grid(points: Tensor, source: Grid, target: Grid) -> Tensor:
     matrix = torch.as_tensor(np.linalg.inv(target.affine) @ source.affine, dtype=torch.float64)
     d = len(source.shape)
     return (points.double() @ matrix[:d, :d].T + matrix[:d, d]).to(points.dtype)
-
-
-def _affine3(grid: Grid) -> np.ndarray:
-    d = len(grid.shape)
-    full = np.eye(4)
-    full[:d, :d], full[:d, 3] = grid.affine[:d, :d], grid.affine[:d, d]
-    return full
-
-
-def write_nifti(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
-    """Write an image or label map (*S) on its grid, in the array's own type, atomically."""
-    image = nib.Nifti1Image(voxels, _affine3(grid))
-    image.header.set_xyzt_units("mm")
-    image.set_sform(_affine3(grid), code=1)
-    image.set_qform(_affine3(grid), code=1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
-
-
-def write_itk_displacement(path: str | Path, fixed_ddf: Tensor, fixed: Grid) -> None:
-    """Write a field as the displacement image that ITK, ANTs and 3D Slicer read: LPS millimetres on the fixed grid.
-
-    Args:
-        path: ``.nii.gz``; a vector NIfTI (intent 1007) of shape (i, j, k, 1, d).
-        fixed_ddf: (1, d, *S) in fixed voxels.
-        fixed: its grid.
-    """
-    d = len(fixed.shape)
-    lps = np.diag([-1.0, -1.0, 1.0][:d]) @ fixed.affine[:d, :d]
-    vectors = np.einsum("ij,j...->...i", lps, fixed_ddf[0].double().cpu().numpy()).astype(np.float32)
-    vectors = vectors.reshape(*fixed.shape, *[1] * (4 - d), d)
-    image = nib.Nifti1Image(vectors, _affine3(fixed))
-    image.header.set_intent("vector")
-    image.header.set_xyzt_units("mm")
-    image.set_qform(_affine3(fixed), code=1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
