@@ -31,7 +31,7 @@ def parameter_groups(
         learning_rate: of the denoiser.
         prompt_learning_rate: of prompt and modulation; first in the list, they decide what a log shows.
     """
-    weights = trainable(generator)
+    weights = {name: p for name, p in trainable(generator).items() if p.numel()}
     denoiser = [p for name, p in weights.items() if name.startswith("denoiser.")]
     site = [p for name, p in weights.items() if not name.startswith("denoiser.")]
     groups = [{"params": site, "lr": prompt_learning_rate}, {"params": denoiser, "lr": learning_rate}]
