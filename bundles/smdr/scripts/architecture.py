@@ -31,11 +31,15 @@ def check_architecture(options: Mapping[str, Any]) -> None:
             f"found features {features} with attention {attention}, expected as many of each, and one level or more "
             "with attention: there the prompt enters"
         )
-    divisor = 2 ** (len(features) - 1)
+    patch = options["patch"]
+    if patch < 1:
+        raise InputError(f"found patch {patch}, expected 1 or more pixels")
+    divisor = patch * 2 ** (len(features) - 1)
     if any(size % divisor for size in options["image_size"]):
+        pixels = f" of patches of {patch} pixels" if patch > 1 else ""
         raise InputError(
             f"found image_size {options['image_size']}, expected multiples of {divisor}: features has "
-            f"{len(features)} levels"
+            f"{len(features)} levels{pixels}"
         )
     groups, head = options["norm_groups"], options["head_channels"]
     for width, attends in zip(features, attention, strict=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
+from monai.networks.utils import pixelshuffle, pixelunshuffle
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
@@ -46,6 +47,8 @@ class SiteDiffusion(nn.Module):
         spatial_dims: 2 or 3.
         channels: of an image, whose intensities lie in [0, 1].
         label_channels: foreground classes generated along with the image (``labels: joint``); 0 for images alone.
+        patch: pixels along an axis that the U-Net gets as channels of one; 2 makes it four times as fast in 2D
+            (Hoogeboom et al., ICML 2023).
         features: channels of the U-Net's levels, multiples of ``norm_groups``; each level halves the size.
         attention: which levels attend to the prompt (and to themselves).
         blocks: residual blocks a level.
@@ -73,6 +76,7 @@ class SiteDiffusion(nn.Module):
         spatial_dims: int = 2,
         channels: int = 1,
         label_channels: int = 0,
+        patch: int = 1,
         features: Sequence[int] = (16, 32, 64, 64),
         attention: Sequence[bool] = (False, False, True, True),
         blocks: int = 1,
@@ -95,6 +99,7 @@ class SiteDiffusion(nn.Module):
             "spatial_dims": spatial_dims,
             "channels": channels,
             "label_channels": label_channels,
+            "patch": patch,
             "features": list(features),
             "attention": list(attention),
             "blocks": blocks,
@@ -111,7 +116,7 @@ class SiteDiffusion(nn.Module):
         }
         check_architecture(self.architecture)
         self.scheduler = training_scheduler(self.architecture)
-        image_channels = channels + label_channels
+        image_channels = (channels + label_channels) * patch**spatial_dims
         self.denoiser = DiffusionModelUNet(
             spatial_dims=spatial_dims,
             in_channels=image_channels,
@@ -141,10 +146,12 @@ class SiteDiffusion(nn.Module):
             context: (B,) numbers of the sites, see :meth:`number`; called so by MONAI's inferer. Those of pretended
                 sites are -1, -2 ...
         """
+        dims, patch = self.architecture["spatial_dims"], self.architecture["patch"]
         if self._film_size:
             modulate(self.denoiser, _table(self.films, self.pretended_films)[context])
         try:
-            return self.denoiser(x, timesteps, context=_table(self.prompts, self.pretended)[context])
+            prompts = _table(self.prompts, self.pretended)[context]
+            return pixelshuffle(self.denoiser(pixelunshuffle(x, dims, patch), timesteps, prompts), dims, patch)
         finally:
             if self._film_size:
                 modulate(self.denoiser, None)
@@ -175,8 +182,7 @@ class SiteDiffusion(nn.Module):
         if not name or name in self.sites:
             raise InputError(f"found site '{name}', expected a name other than: {', '.join(self.sites) or 'empty'}")
         device = next(self.denoiser.parameters()).device
-        a = self.architecture
-        first = not self.sites
+        a, first = self.architecture, not self.sites
         prompt = _STARTING_SCALE * torch.randn(a["tokens"], a["token_size"])
         prompt = prompt if first else _table(self.prompts, self.pretended).mean(0)
         self.prompts.append(nn.Parameter(prompt.detach().to(device)))
