@@ -10,6 +10,7 @@
     "options": {"batch_size": 2},
     "configs": ["paper"],
     "split": "test",
+    "phases": {"diffusion": {"iterations": 800}},
     "corruptions": ["noise", "blur"],
     "variants": {"samcl-rho1": {"strategy": "samcl", "options": {"rho": 1.0}}}
 }
@@ -17,7 +18,8 @@
 
 ``tasks`` are learnt in this order; ``unseen`` ones are only scored. After the last task all are scored on spoilt images
 too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``,
-a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``variants`` are
+a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``phases`` are options of what
+else a stage does, see ``phases.py``: ids of ``train_diffusion.json`` and ``generate.json``. ``variants`` are
 names that a comparison takes beside those of strategies. Only ``bundle`` and ``tasks`` must
 be given.
 """
@@ -30,7 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.data.corruption import CORRUPTIONS
+from shared.data.decathlon import known_sites
 from shared.data.learn2reg import known_tasks
+from shared.data.sites import SEGMENTATION_SITES
 from shared.data.synthetic import REGISTRATION_TASKS
 from shared.errors import InputError, did_you_mean
 from shared.files import read_json
@@ -41,11 +45,26 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ROOT / "bundles"
 PLANS = Path(__file__).resolve().parent / "plans"
 SPLITS = ("train", "val", "test")
-KEYS = ("bundle", "strategy", "seeds", "tasks", "unseen", "options", "configs", "split", "corruptions", "variants")
+KEYS = (
+    "bundle",
+    "strategy",
+    "seeds",
+    "tasks",
+    "unseen",
+    "options",
+    "configs",
+    "split",
+    "corruptions",
+    "variants",
+    "phases",
+)
 TASK_KEYS = ("task", "dataset_dir", "options")
 VARIANT_KEYS = ("strategy", "options")
 # What the chain itself hands to every stage.
 RESERVED = ("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split")
+RESERVED += ("replay_dirs", "generator", "generator_from", "private_dirs", "record")
+# Phase of a stage -> its config, and whether that is an overlay on train.json.
+PHASES = {"diffusion": ("train_diffusion", False), "replay": ("generate", True)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,12 @@ class Plan:
     split: str = "test"
     corruptions: tuple[str, ...] = ()
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def segments(self) -> bool:
+        """Whether the tasks are sites of segmentation; else they are tasks of registration."""
+        return _segments(self.bundle)
 
     @property
     def scored(self) -> tuple[Task, ...]:
@@ -89,6 +114,15 @@ class Plan:
         names = ["train", *self.configs, f"strategies/{self.strategy}", *overlays]
         return [str(BUNDLES / self.bundle / "configs" / f"{name}.json") for name in names]
 
+    def phase_files(self, phase: str) -> list[str]:
+        """Return the config files of a phase; of an overlay NAME its part for the phase, ``NAME_<phase>.json``."""
+        name, is_overlay = PHASES[phase]
+        if is_overlay:
+            return self.config_files(name)
+        folder = BUNDLES / self.bundle / "configs"
+        parts = [folder / f"{overlay}_{phase}.json" for overlay in self.configs]
+        return [str(folder / f"{name}.json"), *(str(path) for path in parts if path.is_file())]
+
     def strategy_config(self, name: str | None = None) -> dict[str, Any]:
         """Return the overlay of a strategy, by default of the plan's own."""
         return read_json(BUNDLES / self.bundle / "configs" / "strategies" / f"{name or self.strategy}.json")
@@ -99,6 +133,12 @@ class Plan:
             return self.options[name]
         contents = [read_json(path) for path in self.config_files()]
         return next(content[name] for content in reversed(contents) if name in content)
+
+    def literals(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return those ids of the training config that hold plain values: no reference, no expression."""
+        content = {key: value for path in self.config_files() for key, value in read_json(path).items()}
+        found = {name: content[name] for name in names if name in content}
+        return {k: v for k, v in found.items() if not (isinstance(v, str) and v[:1] in ("@", "$", "%"))}
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan in plain containers."""
@@ -132,6 +172,10 @@ def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
     for key in content:
         if not key.startswith("_"):
             _known(where, "key", key, known)
+
+
+def _segments(bundle: str) -> bool:
+    return read_json(BUNDLES / bundle / "configs" / "train.json").get("task") in SEGMENTATION_SITES
 
 
 def _config_ids(bundle: str, configs: Sequence[str]) -> list[str]:
@@ -170,9 +214,11 @@ def check_data(plan: Plan) -> None:
     Raises:
         InputError: a folder or a task that is not there; the near miss is named.
     """
+    embedded = SEGMENTATION_SITES if plan.segments else REGISTRATION_TASKS
+    there = known_sites if plan.segments else known_tasks
     for task in plan.scored:
-        known = list(dict.fromkeys([*known_tasks(task.dataset_dir), *REGISTRATION_TASKS]))
-        if task.task not in REGISTRATION_TASKS and not Path(task.dataset_dir).is_dir():
+        known = list(dict.fromkeys([*there(task.dataset_dir), *embedded]))
+        if task.task not in embedded and not Path(task.dataset_dir).is_dir():
             raise InputError(f"{task.dataset_dir}: no such folder; expected the data of {task.task} (dataset_dir)")
         _known(task.dataset_dir, "no task", task.task, known)
 
@@ -242,6 +288,7 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         split,
         corruptions,
         variants,
+        _phases(where, content.get("phases", {}), bundle, configs),
     )
     check_data(plan)
     return plan
@@ -255,6 +302,16 @@ def _variants(where: str, entries: Any, bundle: str, ids: Sequence[str]) -> dict
         _known(f"{where}, variant {name}", "strategy", content.get("strategy", bundle), strategies(bundle))
         _check_options(f"{where}, variant {name}", content.get("options", {}), ids)
     return {name: dict(content) for name, content in entries.items()}
+
+
+def _phases(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    _check_keys(f"{where}, phases", entries, list(PHASES))
+    found = {}
+    for phase, options in entries.items():
+        name, is_overlay = PHASES[phase]
+        ids = _config_ids(bundle, [*(configs if is_overlay else ()), name])
+        found[phase] = _check_options(f"{where}, phase {phase}", options, ids)
+    return found
 
 
 def _seeds(where: str, content: Mapping[str, Any]) -> tuple[int, ...]:
