@@ -1,8 +1,9 @@
 """The phases of a stage: which runs of the bundle it takes, in which order, and when each is done.
 
-Every stage trains and scores. Where the strategy's overlay asks for more (``"phases": ["diffusion", "replay"]``), a
-generator learns the stage's task after that, and draws a replay set of it, labelled by the model of this stage, for
-the stages to come. A set is made once: its samples are files, whatever the generator learns later.
+Every stage trains and scores. Where the strategy's overlay says that it learns from generated images of the past
+(``"past": "replay_sets"``), a generator learns the stage's task after that, and draws a replay set of it, labelled by
+the model of this stage, for the stages to come. A set is made once: its samples are files, whatever the generator
+learns later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from shared.files import read_json
 
-from .plan import Plan
+from .planned import PHASES, Plan
 from .results import read_rows
 from .stages import Stage
 
@@ -84,7 +85,7 @@ class Phases:
     ) -> None:
         self.plan, self.folder, self.stages = plan, folder, stages
         self.seed, self.pooled, self.corruptions = seed, pooled, corruptions
-        self.more = plan.strategy_config().get("phases", [])
+        self.more = tuple(PHASES) if plan.strategy_config().get("past") == "replay_sets" else ()
 
     def __call__(self, number: int) -> list[Phase]:
         """Return the phases of a stage, by its number from 0."""
@@ -94,7 +95,7 @@ class Phases:
     @property
     def generators(self) -> list[str]:
         """Folders of the runs of a stage that train something else than the model."""
-        return ["generator"] if "diffusion" in self.more else []
+        return ["generator"] if self.more else []
 
     def kept(self, number: int) -> list[Path]:
         """Return the files that stand for the tasks up to a stage: the generator's weights and all replay sets."""
@@ -118,11 +119,7 @@ class Phases:
         if stage.init_from is not None:
             options["init_from"] = str(stage.init_from)
         if self.more:
-            # The pictures of validation show patients: they are results, and no part of what the next stage gets.
-            options["output_dir"] = str(self._place(number) / "validation")
-            results[1] = self._place(number) / "validation" / "validation_summary.json"
-        if "replay" in self.more:
-            options["replay_dirs"] = [str(self._place(i) / "replay") for i in range(number)]
+            options["replay_sets"] = [str(self._place(i) / "replay") for i in range(number)]
         iterations = int(stage.options.get("iterations", self.plan.scalar("iterations")))
 
         def progress() -> tuple[float, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from shared.errors import InputError
-from shared.files import load_tensors, read_json
+from shared.files import load_tensors, read_json, save_json
 
 from .hashes import hash_of_file
 from .replay import INDEX
@@ -19,17 +19,18 @@ __all__ = ["check_private", "foreign_files"]
 _WEIGHTS = {"model.pt", "state.pt"}
 _STATE_KEYS = {
     *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
-    *("log", "average", "updates"),
+    *("log", "average", "updates", "strategy", "strategy_name"),
 }
 _TABLES = {".csv", ".log", ".lock"}
 _LONGEST = 4096  # numbers in one list of a JSON file: a 64 x 64 image would have as many
 
 
-def check_private(folders: Sequence[str | Path]) -> None:
+def check_private(folders: Sequence[str | Path], record: str | Path) -> None:
     """Make sure that folders hold nothing of a real patient, as far as :func:`foreign_files` can tell.
 
     Args:
         folders: of generator, replay and segmenter.
+        record: JSON file that says what was looked at.
 
     Raises:
         InputError: something else lies there; the first files are named.
@@ -41,6 +42,8 @@ def check_private(folders: Sequence[str | Path]) -> None:
             f"{'; '.join(found[:3])}{more}: expected generated samples, weights and statistics alone, so that nothing "
             "of a patient stays"
         )
+    looked_at = {str(folder): sum(p.is_file() for p in Path(folder).rglob("*")) for folder in folders}
+    save_json(record, {"files_looked_at": looked_at, "foreign_files": []})
 
 
 def foreign_files(run_dir: str | Path) -> list[str]:
@@ -105,7 +108,21 @@ def _fault_of_weights(path: Path) -> str | None:
     if all(isinstance(value, Tensor) for value in content.values()):
         return None
     more = sorted(set(content) - _STATE_KEYS)
-    return f"holds {', '.join(more)}, expected weights, moments and counters" if more else None
+    if more:
+        return f"holds {', '.join(more)}, expected weights, moments and counters"
+    # What a strategy knows is importance of weights, or older ones.
+    shapes = {tuple(weight.shape) for weight in content.get("network", {}).values()}
+    odd = [shape for shape in map(tuple, _shapes(content.get("strategy"))) if len(shape) and shape not in shapes]
+    return f"its strategy holds a tensor of {odd[0]}, expected shapes of weights" if odd else None
+
+
+def _shapes(content: Any) -> Iterator[Sequence[int]]:
+    """Yield the shape of every tensor in nested containers."""
+    if isinstance(content, Tensor):
+        yield content.shape
+    elif isinstance(content, (dict, list, tuple)):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _shapes(part)
 
 
 def _fault_of_events(path: Path) -> str | None:
