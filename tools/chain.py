@@ -130,6 +130,7 @@ class Chain:
             **{k: v for k, v in plan.items() if k not in ("seeds", "variants")},
             "seed": self.seed,
             "kind": self.kind,
+            "subject": "segmentation" if self.plan.segments else "registration",
             "config_files": hashlib.sha256(contents.encode()).hexdigest()[:16],
             "stages": [stage.name for stage in self.stages],
             "versions": _versions(),
