@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +108,19 @@ def _fault_of_weights(path: Path) -> str | None:
     if all(isinstance(value, Tensor) for value in content.values()):
         return None
     more = sorted(set(content) - _STATE_KEYS)
-    if more:
-        return f"holds {', '.join(more)}, expected weights, moments and counters"
-    # What a strategy knows is importance of weights, or older ones.
-    shapes = {tuple(weight.shape) for weight in content.get("network", {}).values()}
-    odd = [shape for shape in map(tuple, _shapes(content.get("strategy"))) if len(shape) and shape not in shapes]
-    return f"its strategy holds a tensor of {odd[0]}, expected shapes of weights" if odd else None
+    more += _unlike_weights(content.get("strategy"), content.get("network", {}), "strategy")
+    return f"holds {', '.join(more)}, expected weights, moments and counters" if more else None
 
 
-def _shapes(content: Any) -> Iterator[Sequence[int]]:
-    """Yield the shape of every tensor in nested containers."""
-    if isinstance(content, Tensor):
-        yield content.shape
-    elif isinstance(content, (dict, list, tuple)):
-        for part in content.values() if isinstance(content, dict) else content:
-            yield from _shapes(part)
+def _unlike_weights(known: Any, weights: Mapping[str, Tensor], place: str) -> list[str]:
+    """Return the places of tensors that have not the shape of the weight whose name they bear: images would be such."""
+    if isinstance(known, Mapping):
+        return [p for key, value in known.items() for p in _unlike_weights(value, weights, f"{place}/{key}")]
+    if isinstance(known, (list, tuple)):
+        return [p for number, value in enumerate(known) for p in _unlike_weights(value, weights, f"{place}/{number}")]
+    name = place.rpartition("/")[2]
+    fits = not isinstance(known, Tensor) or (name in weights and weights[name].shape == known.shape)
+    return [] if fits else [place]
 
 
 def _fault_of_events(path: Path) -> str | None:
