@@ -178,3 +178,20 @@ def test_what_belongs_to_prepare_generator_is_refused(tmp_path):
         make_trainer(tmp_path, first(), init_from=tmp_path)
     with pytest.raises(InputError, match="found site 'third'"):
         make_trainer(tmp_path, first(), "third")
+
+
+def test_about_half_of_the_images_are_mirrored_with_their_labels(tmp_path):
+    trainer = make_trainer(tmp_path, first(channels=1), mirror_axis=0)
+    trainer.generator.manual_seed(3)
+    sample = TinySite()[0]
+    mirrored = 0
+    for _ in range(40):
+        found = trainer._mirrored(sample)
+        turned = not torch.equal(found["image"], sample["image"])
+        mirrored += turned
+        for key in ("image", "label"):
+            assert torch.equal(found[key], sample[key].flip(1) if turned else sample[key])
+    assert 10 < mirrored < 30
+    assert trainer.extra_settings()["mirror_axis"] == 0
+    plain = make_trainer(tmp_path / "plain", first())
+    assert plain._mirrored(sample) is sample
