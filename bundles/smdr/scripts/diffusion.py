@@ -62,9 +62,9 @@ class SiteDiffusion(nn.Module):
         schedule: of the noise, a name that MONAI's schedulers know; "cosine" fits any T.
         schedule_options: of the schedule; None takes MONAI's for "cosine", else betas from 0.0015 to 0.0205 at
             T = 1000 and in proportion more for fewer steps.
-        prediction: "epsilon", the noise, or "v_prediction" (Salimans & Ho, ICLR 2022), whose samples keep the mean
-            brightness of the images after far fewer iterations: an error of the noise that is small where noise is
-            nearly all there is, is a large one of the image.
+        prediction: "epsilon", the noise; "v_prediction" (Salimans & Ho, ICLR 2022), whose samples keep the mean
+            brightness of the images after far fewer iterations; or "sample", the image. With patches take the last:
+            a patch of noise has as many degrees of freedom as pixels, one of an image has few (Li & He, 2025).
 
     Raises:
         InputError: options that do not fit each other.
@@ -138,7 +138,7 @@ class SiteDiffusion(nn.Module):
         self.origin: str | None = None  # hash of the weights that this generator was loaded from
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Return what the noisy images hide: their noise, or the velocity.
+        """Return what the noisy images hide: their noise, the velocity, or the clean images.
 
         Args:
             x: (B, channels + label_channels, *S).

@@ -258,7 +258,7 @@ def test_an_unknown_site_is_refused_with_the_nearest_name():
         ({"image_size": 10, "patch": 2}, "multiples of 4: features has 2 levels of patches of 2 pixels"),
         ({"patch": 0}, "found patch 0"),
         ({"conditioning": "class"}, "expected prompt or film"),
-        ({"prediction": "sample"}, "expected epsilon or v_prediction"),
+        ({"prediction": "image"}, "expected one of: epsilon, v_prediction, sample"),
         ({"attention": (False, False)}, "one level or more with attention"),
         ({"features": (8, 12)}, "level of 12 features"),
         ({"schedule": "linear_beta", "schedule_options": {"beta_start": 1e-4, "beta_end": 2e-2}}, "leaves 90% of"),
