@@ -25,7 +25,6 @@ _MOST = 20.0  # weight of an image's error: where there is hardly any noise, not
 class DenoisingLoss(nn.Module):
     """The error of what a generator finds in noisy images, at random times (Ho, NeurIPS 2020).
 
-
     Args:
         norm: "l2" or "l1".
         min_snr: None, or the gamma of min-SNR weighting (Hang, ICCV 2023; 5 there): times at which the image is hardly
