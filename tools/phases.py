@@ -181,7 +181,8 @@ class Phases:
 
         def progress() -> tuple[float, str]:
             index = place / "index.json"
-            content = read_json(index) if index.is_file() else {"samples": [], "settings": {"count": 1}}
+            content: dict[str, Any] = {"samples": [], "settings": {"count": 1}}
+            content = read_json(index) if index.is_file() else content
             made, count = len(content["samples"]), content["settings"]["count"]
             return made / count, f"replay set, image {made}/{count}"
 

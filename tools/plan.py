@@ -60,8 +60,10 @@ KEYS = (
 TASK_KEYS = ("task", "dataset_dir", "options")
 VARIANT_KEYS = ("strategy", "options", "phases")
 # What the chain itself hands to every stage.
-RESERVED = ("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split")
-RESERVED += ("replay_sets", "generator", "generator_from", "private_dirs", "record")
+RESERVED = (
+    *("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split"),
+    *("replay_sets", "generator", "generator_from", "private_dirs", "record"),
+)
 
 
 def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
