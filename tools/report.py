@@ -11,6 +11,7 @@ from shared.files import atomic_write
 
 from .report_chains import Chain, find_chains, read_chain
 from .report_compare import best_first, comparison, comparison_lead
+from .report_generated import generated
 from .report_groups import Group, group_chains
 from .report_results import lead_metric, results, single_lead
 from .report_scores import cases, matrices
@@ -45,6 +46,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
         ("results", "Results", results(chains[0], metric) if single else comparison(groups, metric)),
         ("matrices", "What was learnt, what was kept", matrices(begun)),
         ("cases", "Single cases", cases(begun)),
+        ("generated", "Generated images", generated(begun)),
         ("training", "Training", training(groups)),
         ("pictures", "Pictures", pictures(groups)),
         ("settings", "Settings", settings(groups)),

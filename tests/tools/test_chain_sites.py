@@ -109,6 +109,14 @@ def test_the_report_speaks_of_segmentation(whole):
         assert word not in text, word
 
 
+def test_the_report_states_quality_and_leak_test_of_every_replay_set(whole):
+    page = Page((whole / "report.html").read_text())
+    assert "Generated images" in page.text
+    assert "distance ratio, median" in page.text
+    found = json.loads((whole / STAGES[1] / "replay" / "assessment.json").read_text())
+    assert f"{found['leakage']['median_ratio']:.2f}" in page.text
+
+
 def test_a_patients_image_in_a_run_folder_stops_the_chain(data, whole, tmp_path):
     import shutil
 
