@@ -66,13 +66,10 @@ def generate(data: Path, generator: Path, folder: Path, **options: object):
     smoke = json.loads((CONFIGS / "smoke.json").read_text())
     network = SliceUNet(widths=tuple(smoke["network_def#widths"]))
     torch.save(network.state_dict(), folder / "segmenter.pt")
-    defaults = {"count": 6, "steps": 4, "min_confidence": 0.0, "area_slack": 10000.0}
-    return run(
-        "generating",
-        ("train", "smoke", "generate"),
-        **{"dataset_dir": data, "task": "one", "generator": generator, "model": folder / "segmenter.pt"},
-        **{"output_dir": folder / "set", **defaults, **options},
-    )
+    places = {"dataset_dir": data, "generator": generator, "model": folder / "segmenter.pt"}
+    places |= {"output_dir": folder / "set", "task": "one"}
+    filters = {"count": 6, "steps": 4, "min_confidence": 0.0, "area_slack": 10000.0}
+    return run("generating", ("train", "smoke", "generate"), **{**places, **filters, **options})
 
 
 def test_a_replay_set_with_its_picture_and_figures(first, data, tmp_path):
