@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from ignite.engine import Events
 
 from bundles.smdr.scripts.memory import ExemplarMemory
 from bundles.smdr.scripts.replay import ReplayDataset
@@ -89,3 +92,30 @@ def test_two_sites_in_pieces_end_with_the_same_bits(tmp_path, name, monkeypatch)
     assert bool(memories[0]) == ("real" in name)
     states = [load_tensors(tmp_path / folder / "1" / "state.pt")["strategy"] for folder in ("whole", "pieces")]
     assert same(*map(flat, states))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_frozen_weights_stay_with_every_strategy(tmp_path, name):
+    """At the second site, with moments and state of the first that would move them; also those that alignment steps."""
+    sets = [write_set(tmp_path / "set", "0")]
+    for number in (0, 1):
+        history: list[dict[str, torch.Tensor]] = []
+        trainer = make_trainer(
+            tmp_path / str(number),
+            STRATEGIES[name](sets if number else []),
+            dataset=(BRIGHT, DARK)[number],
+            task=str(number),
+            init_from=tmp_path / "0" if number else None,
+            frozen=["unet.model.0"] if number else (),
+            frozen_iterations=3,
+        )
+        for event in (Events.STARTED, Events.ITERATION_COMPLETED):
+            trainer.add_event_handler(event, lambda engine, history=history: history.append(weights(engine)))
+        trainer.run()
+    held = {k for k in history[0] if k.startswith("unet.model.0.")}
+    assert held
+    for before, after in itertools.pairwise(history[:4]):
+        changed = {k for k in before if not torch.equal(before[k], after[k])}
+        assert changed
+        assert not changed & held
+    assert {k for k in held if not torch.equal(history[3][k], history[4][k])}

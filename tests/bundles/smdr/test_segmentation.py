@@ -17,11 +17,15 @@ from shared.data.decathlon import read_site
 from shared.data.pooled import PooledSlices, pooled_slices
 from shared.data.slice_dataset import SliceDataset, VolumeDataset
 from shared.errors import InputError
+from shared.files import save_json
 from tests.decathlon_folder import write_site
 from tests.learn2reg_folder import affine, save
+from tools.results import collect
 
 CPU = torch.device("cpu")
 SIZE = (24, 20)
+# Of a stage; here nobody measured it.
+UNKNOWN = ("peak_memory_bytes", "memory_bytes")
 
 
 class Threshold(torch.nn.Module):
@@ -191,6 +195,27 @@ def test_all_sites_are_scored_once(site, tmp_path):
         evaluate_tasks(Threshold(), SliceInferer(), CPU, [tasks[0], tasks[0]], **options)
     with pytest.raises(InputError, match="found corruptions"):
         evaluate_tasks(Threshold(), SliceInferer(), CPU, tasks, corruptions=["noise"], **options)
+
+
+def test_the_matrix_of_a_chain_comes_out_of_the_scores(site, tmp_path):
+    """Two stages, the second of which has lost the first site: the tool for chains of registration reads them."""
+    write_site(site / "two", count=6)
+    tasks = [[site, "one"], [site, "two"]]
+    chain = tmp_path / "chain"
+    for stage, greys in (("01_one", (0.5, 0.5)), ("02_two", (2.0, 0.5))):
+        for task, grey in zip(tasks, greys, strict=True):
+            folder = chain / stage / "evaluation"
+            evaluate_tasks(Threshold(grey), SliceInferer(), CPU, [task], "test", folder, SIZE)
+        record = {"passes": 1, "seconds": 1.0, "sharpness": {}, **dict.fromkeys(UNKNOWN)}
+        save_json(chain / stage / "stage.json", record)
+    summary = collect(chain, ["one", "two"], 2, ["01_one", "02_two"], "continued")
+    dice = summary["metrics"]["dice"]
+    rows = list(csv.DictReader((chain / "01_one" / "evaluation" / "one" / "evaluation_cases.csv").open()))
+    learnt = np.mean([float(row["dice"]) for row in rows])
+    assert learnt > 0.5
+    assert dice["forgetting"] == pytest.approx(learnt, abs=1e-5)
+    assert dice["backward_transfer"] == pytest.approx(-learnt, abs=1e-5)
+    assert (chain / "R.csv").read_text().startswith("metric,after,one,two")
 
 
 # -- data --------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 
 import pytest
 from ignite.engine import Events
@@ -22,18 +21,6 @@ ABLATIONS = {
 IDS = {"sequential", "joint", "single", "ewc", "lwf", "real_replay", "replay", "aligned_real", "smdr", *ABLATIONS}
 # What train.json calls the options of the classes: people turn them there.
 SHARED_IDS = {"step": "inner_step", "orientational": "", "arbitrary": "", "second_order": ""}
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """Let configs find ``scripts``, and forget it afterwards: another bundle has modules of the same name."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(runs.ROOT / "bundles" / "smdr"))
-    import scripts
-
-    yield scripts
-    for name in {n for n in sys.modules if n.split(".")[0] == "scripts"} - before:
-        del sys.modules[name]
 
 
 def parser(name: str, **overrides: object):
