@@ -79,6 +79,9 @@ def single_lead(chain: Chain, metric: Metric) -> str:
             f" Averaged over the {which}, {metric.heading} {verb} from {metric.text(before)} before registration to "
             f"{metric.text(after)}."
         )
+    elif math.isfinite(after):
+        which = "tasks" if chain.is_finished else "tasks learnt so far"
+        text += f" Averaged over the {which}, {metric.heading} is {metric.text(after)}."
     if math.isfinite(change := kept(chain, metric)):
         verb = "gained" if change > 0 else "lost"
         text += f" Since they were learnt, earlier tasks {verb} {metric.text(abs(change))} on average."

@@ -104,6 +104,7 @@ def test_the_report_speaks_of_segmentation(whole):
     text = Page(html).text
     assert "Continual segmentation report" in text
     assert "scored on the test images" in text
+    assert "Averaged over the tasks, Dice is 0." in text
     assert "synthetic" in text
     for word in ("before registration", "TRE", "Folds", "pair of images"):
         assert word not in text, word
