@@ -22,7 +22,17 @@ from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
 from .learn2reg import pairs_of_items
 
-__all__ = ["PairDataset", "Sample", "label_file", "normalise", "prepare_item", "stack_pairs"]
+__all__ = [
+    "ABDOMEN_WINDOW",
+    "PairDataset",
+    "Sample",
+    "label_file",
+    "looks_like_ct",
+    "normalise",
+    "prepare_item",
+    "shows_chest",
+    "stack_pairs",
+]
 
 Sample = dict[str, Any]
 
@@ -50,7 +60,7 @@ def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] 
     if ct_window is not None and (len(ct_window) != 2 or not ct_window[0] < ct_window[1]):
         raise InputError(f"found ct_window {list(ct_window)}, expected two rising numbers in HU")
     if modality == "auto":
-        modality = "ct" if _looks_like_ct(image) else "mr"
+        modality = "ct" if looks_like_ct(image) else "mr"
     if modality == "mr":
         # An image that is all background but for a speck has no 99th percentile of its own.
         upper = 99 if np.percentile(image.numpy(), 99) > float(image.min()) else 100
@@ -61,14 +71,20 @@ def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] 
     return torch.as_tensor(np.asarray(scaled), dtype=torch.float32)
 
 
-def _looks_like_ct(image: Tensor) -> bool:
+def looks_like_ct(image: Tensor) -> bool:
+    """Whether intensities are Hounsfield units: the darkest percentile lies below -200."""
     return bool(np.percentile(image.numpy(), 1) < -200)
 
 
-def _ct_window(image: Tensor) -> tuple[float, float]:
+def shows_chest(image: Tensor) -> bool:
+    """Whether a CT shows a chest: more than 12 % of lung and soft tissue together is lung."""
     lung = int(((image > -950) & (image < -550)).sum())
     tissue = int(((image > -300) & (image < 300)).sum())
-    return LUNG_WINDOW if lung > 0.12 * (lung + tissue) else ABDOMEN_WINDOW
+    return lung > 0.12 * (lung + tissue)
+
+
+def _ct_window(image: Tensor) -> tuple[float, float]:
+    return LUNG_WINDOW if shows_chest(image) else ABDOMEN_WINDOW
 
 
 def _anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
@@ -210,7 +226,7 @@ class PairDataset(Dataset):
             modality = self.pairs[0].get(f"{side}_modality", "auto")
             if modality != "mr":
                 image, _ = read_image(self.pairs[0][f"{side}_image"], len(self.size))
-                if modality == "ct" or _looks_like_ct(image):
+                if modality == "ct" or looks_like_ct(image):
                     return _ct_window(image)
         return None
 

@@ -1,0 +1,64 @@
+"""A discrete search of the displacement, for motion beyond the reach of gradients."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from ..smoothing import gaussian_smooth
+from .forces import MINDSSC
+
+__all__ = ["coupled_convex"]
+
+# Coupling of the cheapest displacement to its smooth neighbourhood, round by round (Heinrich et al. 2014, sec. 2.2).
+COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+MOST_COSTS = 60_000_000
+
+
+def coupled_convex(similarity: MINDSSC, radius: int) -> Tensor:
+    """Search all displacements of up to ``radius`` voxels along each axis, coupled to a smooth field.
+
+    Heinrich et al., MICCAI 2014: ``cost(x, u) + coupling |u - smooth(x)|^2`` is minimised over ``u`` for each voxel on
+    its own, the result smoothed, and the coupling raised. The costs are the squared differences of the features.
+
+    Args:
+        similarity: features and weights of a coarse level.
+        radius: in voxels; taken down where the costs would not fit in memory.
+
+    Returns:
+        (1, d, *S).
+    """
+    fixed = similarity.fixed
+    size = fixed.shape[2:]
+    d = len(size)
+    while radius > 1 and (2 * radius + 1) ** d * fixed[0, 0].numel() > MOST_COSTS:
+        radius -= 1
+    offsets = list(itertools.product(range(-radius, radius + 1), repeat=d))
+    zero = fixed.new_zeros(1, d, *size)
+    costs = []
+    # Where the moving image does not reach, nothing speaks for a displacement: the cost of a poor match.
+    unseen = None
+    for offset in offsets:
+        ddf = zero + torch.tensor(offset, dtype=zero.dtype).to(zero.device).view(1, d, *[1] * d)
+        moving, weight = similarity.warped(ddf)
+        cost = (moving - fixed).square().mean(dim=1, keepdim=True)
+        unseen = cost.mean() if unseen is None else unseen
+        costs.append(gaussian_smooth(torch.lerp(unseen.expand_as(cost), cost, weight.clamp(0, 1)), 0.5)[0, 0].flatten())
+    table = torch.stack(costs)
+    table = table / table.mean()
+    candidates = torch.tensor(offsets, dtype=zero.dtype).to(zero.device)
+    smooth = _smoothed(candidates[table.argmin(dim=0)], size)
+    for coupling in COUPLINGS:
+        total = table.clone()
+        for axis in range(d):
+            away = candidates[:, axis, None] - smooth[0, axis].flatten()
+            total.addcmul_(away, away, value=coupling)
+        smooth = _smoothed(candidates[total.argmin(dim=0)], size)
+    return smooth
+
+
+def _smoothed(chosen: Tensor, size: torch.Size) -> Tensor:
+    """Turn displacements (N, d) into a smooth field (1, d, *size)."""
+    return gaussian_smooth(chosen.T.reshape(1, -1, *size), 1.0)
