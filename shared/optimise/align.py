@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -46,37 +47,26 @@ def moved(moving: Grid, matrix: np.ndarray) -> Grid:
     return Grid(moving.shape, np.linalg.inv(matrix) @ moving.affine)
 
 
-class Pair:
-    """What the alignment looks at: both images in [0, 1] with their weights and lattices."""
-
-    def __init__(
-        self, fixed: Tensor, moving: Tensor, fixed_grid: Grid, moving_grid: Grid, weights: tuple[Tensor, Tensor]
-    ) -> None:
-        self.fixed, self.moving, self.fixed_grid, self.moving_grid = fixed, moving, fixed_grid, moving_grid
-        self.weights = weights
-
-    def at(self, spacing_mm: float, matrix: np.ndarray) -> tuple[Grid, MutualInformation]:
-        """Return the fixed lattice at a spacing and the similarity there, for maps near ``matrix``."""
-        grid = coarser(self.fixed_grid, spacing_mm)
-        margin = [-(-n // 4) + 1 for n in grid.shape]
-        source, target = moved(self.moving_grid, matrix), padded(grid, margin)
-        view = reach(source, target, device=self.moving.device)
-        return grid, MutualInformation(
-            place(self.fixed, self.fixed_grid, grid),
-            place(self.moving, source, target),
-            place(self.weights[0], self.fixed_grid, grid),
-            view * place(self.weights[1], source, target),
-            margin=margin,
-        )
+class Views(Protocol):
+    """What the alignment looks at: both images in [0, 1] on their lattices, and their masks."""
 
     @property
-    def coarse_mm(self) -> float:
-        """A spacing that leaves about 20 voxels along the fixed image."""
-        extent = np.array(self.fixed_grid.shape) * self.fixed_grid.spacing_mm
-        return float(np.sort(extent)[-2:].mean() / 20)
+    def fixed(self) -> Tensor: ...
+
+    @property
+    def moving(self) -> Tensor: ...
+
+    @property
+    def fixed_grid(self) -> Grid: ...
+
+    @property
+    def moving_grid(self) -> Grid: ...
+
+    @property
+    def weights(self) -> tuple[Tensor | None, Tensor | None]: ...
 
 
-def align(pair: Pair, mode: str, multimodal: bool, out_of_time: Callable[[], bool] = lambda: False) -> Alignment:
+def align(pair: Views, mode: str, multimodal: bool, out_of_time: Callable[[], bool] = lambda: False) -> Alignment:
     """Find the map from the fixed image's frame to the moving image's.
 
     "auto" keeps the headers' frame where the fields of view and the foregrounds overlap, unless the images have one
@@ -102,18 +92,39 @@ def align(pair: Pair, mode: str, multimodal: bool, out_of_time: Callable[[], boo
     matrix, gain = _best_rigid(pair, shared, out_of_time)
     if mode == "auto" and shared and gain < CLEAR_GAIN:
         return Alignment(identity, "identity", f"one frame: {overlap}; a rigid fit gains {gain:.0%}")
-    matrix, _ = _fit(pair, matrix, pair.coarse_mm / 2, 20, affine=False)
+    matrix, _ = _fit(pair, matrix, _coarse_mm(pair) / 2, 20, affine=False)
     note = f"{overlap}; mutual information gains {gain:.0%}"
     if mode == "rigid" or (mode == "auto" and (multimodal or shared)):
         return Alignment(matrix, "rigid", note)
-    fitted, _ = _fit(pair, matrix, pair.coarse_mm / 2, 20, affine=True)
+    fitted, _ = _fit(pair, matrix, _coarse_mm(pair) / 2, 20, affine=True)
     return Alignment(fitted, "affine", note)
 
 
-def _overlap(pair: Pair) -> tuple[float, float]:
+def _coarse_mm(pair: Views) -> float:
+    """Return a spacing that leaves about 20 voxels along the fixed image."""
+    extent = np.array(pair.fixed_grid.shape) * pair.fixed_grid.spacing_mm
+    return float(np.sort(extent)[-2:].mean() / 20)
+
+
+def _at(pair: Views, spacing_mm: float, matrix: np.ndarray) -> tuple[Grid, MutualInformation]:
+    """Return the fixed lattice at a spacing and the similarity there, for maps near ``matrix``."""
+    grid = coarser(pair.fixed_grid, spacing_mm)
+    margin = [-(-n // 4) + 1 for n in grid.shape]
+    source, target = moved(pair.moving_grid, matrix), padded(grid, margin)
+    seen = pair.fixed.new_ones(1, 1, *grid.shape)
+    if pair.weights[0] is not None:
+        seen = place(pair.weights[0], pair.fixed_grid, grid)
+    view = reach(source, target, device=pair.moving.device)
+    if pair.weights[1] is not None:
+        view = view * place(pair.weights[1], source, target)
+    images = place(pair.fixed, pair.fixed_grid, grid), place(pair.moving, source, target)
+    return grid, MutualInformation(*images, seen, view, margin=margin)
+
+
+def _overlap(pair: Views) -> tuple[float, float]:
     """Return the larger share of a field of view inside the other, and the foregrounds' Dice where both are seen."""
-    grid = coarser(pair.fixed_grid, pair.coarse_mm)
-    back = coarser(pair.moving_grid, pair.coarse_mm)
+    grid = coarser(pair.fixed_grid, _coarse_mm(pair))
+    back = coarser(pair.moving_grid, _coarse_mm(pair))
     seen = reach(pair.moving_grid, grid)
     view = max(float(seen.mean()), float(reach(pair.fixed_grid, back).mean()))
     front = (place(pair.fixed, pair.fixed_grid, grid).cpu() > FOREGROUND).float() * seen
@@ -122,7 +133,7 @@ def _overlap(pair: Pair) -> tuple[float, float]:
     return view, 2.0 * float((front * behind).sum()) / total if total > 0 else 0.0
 
 
-def _best_rigid(pair: Pair, shared: bool, out_of_time: Callable[[], bool]) -> tuple[np.ndarray, float]:
+def _best_rigid(pair: Views, shared: bool, out_of_time: Callable[[], bool]) -> tuple[np.ndarray, float]:
     """Return the best rigid map of several starts, and by which share it raises the mutual information."""
     d = len(pair.fixed_grid.shape)
     start = [(matrix, _score(pair, matrix)) for matrix in _starts(pair)]
@@ -132,16 +143,16 @@ def _best_rigid(pair: Pair, shared: bool, out_of_time: Callable[[], bool]) -> tu
     for matrix, _ in best:
         if out_of_time():
             break
-        fits.append(_fit(pair, matrix, pair.coarse_mm, 30, affine=False))
+        fits.append(_fit(pair, matrix, _coarse_mm(pair), 30, affine=False))
     if not fits:
         return np.eye(d + 1), 0.0
     matrix, score = max(fits, key=lambda f: f[1])
     return matrix, score / max(here, 1e-6) - 1.0
 
 
-def _starts(pair: Pair) -> list[np.ndarray]:
+def _starts(pair: Views) -> list[np.ndarray]:
     """Return first maps: three shifts, each as it is and turned about every axis. The first is the identity."""
-    grid, back = (coarser(g, pair.coarse_mm) for g in (pair.fixed_grid, pair.moving_grid))
+    grid, back = (coarser(g, _coarse_mm(pair)) for g in (pair.fixed_grid, pair.moving_grid))
     d = len(grid.shape)
     front, behind = place(pair.fixed, pair.fixed_grid, grid), place(pair.moving, pair.moving_grid, back)
     centre = _middle(grid)
@@ -171,27 +182,27 @@ def _mass(image: Tensor, grid: Grid) -> np.ndarray:
     return grid.affine[:-1, :-1] @ voxels.mean(axis=0) + grid.affine[:-1, -1] if len(voxels) else _middle(grid)
 
 
-def _score(pair: Pair, matrix: np.ndarray) -> float:
+def _score(pair: Views, matrix: np.ndarray) -> float:
     """Return the mutual information of the two images under a map, less where little of the pair overlaps."""
-    grid, similarity = pair.at(pair.coarse_mm, matrix)
+    grid, similarity = _at(pair, _coarse_mm(pair), matrix)
     image, weight = similarity.warped(torch.zeros(1, len(grid.shape), *grid.shape, device=pair.fixed.device))
     return float(-similarity.information(image, weight)[0]) * _covered(pair, grid, weight)
 
 
-def _covered(pair: Pair, grid: Grid, weight: Tensor) -> float:
+def _covered(pair: Views, grid: Grid, weight: Tensor) -> float:
     """Return 1 where half of the smaller image takes part, falling to 0."""
     voxel = np.prod(grid.spacing_mm)
     volumes = [np.prod(g.shape) * np.prod(g.spacing_mm) / voxel for g in (pair.fixed_grid, pair.moving_grid)]
     return min(1.0, 2.0 * float(weight.sum()) / min(volumes))
 
 
-def _fit(pair: Pair, matrix: np.ndarray, spacing_mm: float, steps: int, affine: bool) -> tuple[np.ndarray, float]:
+def _fit(pair: Views, matrix: np.ndarray, spacing_mm: float, steps: int, affine: bool) -> tuple[np.ndarray, float]:
     """Improve a map by gradient steps put before it; returns it with its score.
 
     With ``x`` in millimetres about the middle of the fixed lattice, each step is ``x -> expm(A) x + b``. The gradient
     to ``b`` is the sum of the force, to ``A`` the sum of ``force x^T`` (its skew part for a rigid map).
     """
-    grid, similarity = pair.at(spacing_mm, matrix)
+    grid, similarity = _at(pair, spacing_mm, matrix)
     d, device = len(grid.shape), pair.fixed.device
     spacing = torch.tensor(grid.spacing_mm, device=device)
     axes = [(torch.arange(n, device=device) - (n - 1) / 2) * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]

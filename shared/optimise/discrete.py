@@ -14,7 +14,7 @@ __all__ = ["coupled_convex"]
 
 # Coupling of the cheapest displacement to its smooth neighbourhood, round by round (Heinrich et al. 2014, sec. 2.2).
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-MOST_COSTS = 60_000_000
+MOST_COSTS = 20_000_000
 
 
 def coupled_convex(similarity: MINDSSC, radius: int) -> Tensor:
@@ -36,19 +36,19 @@ def coupled_convex(similarity: MINDSSC, radius: int) -> Tensor:
     while radius > 1 and (2 * radius + 1) ** d * fixed[0, 0].numel() > MOST_COSTS:
         radius -= 1
     offsets = list(itertools.product(range(-radius, radius + 1), repeat=d))
-    zero = fixed.new_zeros(1, d, *size)
+    # Whole voxels: the candidates are cut out of the moving features, which are seen as far as the search goes.
+    moving, weight = similarity.surroundings(radius)
     costs = []
-    # Where the moving image does not reach, nothing speaks for a displacement: the cost of a poor match.
-    unseen = None
     for offset in offsets:
-        ddf = zero + torch.tensor(offset, dtype=zero.dtype).to(zero.device).view(1, d, *[1] * d)
-        moving, weight = similarity.warped(ddf)
-        cost = (moving - fixed).square().mean(dim=1, keepdim=True)
-        unseen = cost.mean() if unseen is None else unseen
-        costs.append(gaussian_smooth(torch.lerp(unseen.expand_as(cost), cost, weight.clamp(0, 1)), 0.5)[0, 0].flatten())
+        cut = (..., *[slice(radius + o, radius + o + n) for o, n in zip(offset, size, strict=True)])
+        cost = (moving[cut] - fixed).square().mean(dim=1, keepdim=True)
+        # Where the moving image does not reach, nothing speaks for or against a displacement.
+        seen = weight[cut]
+        mean = (cost * seen).sum() / seen.sum().clamp_min(1e-6)
+        costs.append(gaussian_smooth(torch.lerp(mean.expand_as(cost), cost, seen), 0.5)[0, 0].flatten())
     table = torch.stack(costs)
     table = table / table.mean()
-    candidates = torch.tensor(offsets, dtype=zero.dtype).to(zero.device)
+    candidates = torch.tensor(offsets).to(table)
     smooth = _smoothed(candidates[table.argmin(dim=0)], size)
     for coupling in COUPLINGS:
         total = table.clone()

@@ -48,6 +48,18 @@ class Similarity:
         sampled = warp(self.moving, ddf + self.shift, padding_mode="border")
         return sampled[:, :-1], sampled[:, -1:] * self.fixed_weight
 
+    def surroundings(self, width: int) -> tuple[Tensor, Tensor]:
+        """Return the moving image or features and their weight on the fixed lattice, ``width`` voxels wider each way."""
+        size = self.fixed.shape[2:]
+        margin = [(p - n) // 2 for p, n in zip(self.moving.shape[2:], size, strict=True)]
+        # Cut where the margin is wider, repeated where it is narrower; the repeated edge weighs nothing.
+        moving = self.moving
+        for dim, m in enumerate(margin, start=2):
+            n = moving.shape[dim]
+            index = torch.arange(m - width, n - m + width, device=moving.device).clamp_(0, n - 1)
+            moving = moving.index_select(dim, index)
+        return moving[:, :-1], moving[:, -1:]
+
     def __call__(self, ddf: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar on the device, and its gradient (1, d, *S)."""
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 from ..transform_io import Grid, affine_ddf
 from ..warp import warp
 
-__all__ = ["carry", "coarser", "padded", "place"]
+__all__ = ["carry", "coarser", "padded", "place", "reach", "thinned"]
 
 # A lattice counts as parallel to another where no voxel is farther off than this, in voxels.
 PARALLEL = 0.01
+# Sigma of an image on its lattice, in voxels: less and local similarities follow noise, more and edges fade.
+BLUR = 0.5
 
 
 def coarser(grid: Grid, spacing_mm: float) -> Grid:
@@ -40,11 +42,17 @@ def padded(grid: Grid, margin: Sequence[int]) -> Grid:
     return Grid(tuple(n + 2 * m for n, m in zip(grid.shape, margin, strict=True)), affine)
 
 
+def thinned(image: Tensor, grid: Grid, spacing_mm: float) -> tuple[Tensor, Grid]:
+    """Return an image (1, C, *S) blurred by half a voxel of ``coarser(grid, spacing_mm)`` on that lattice, and that."""
+    target = coarser(grid, spacing_mm)
+    return _separable(image, grid, target, list(range(len(grid.shape))), lambda step: BLUR * max(step, 1.0)), target
+
+
 def place(image: Tensor, source: Grid, target: Grid, displaced: Tensor | None = None) -> Tensor:
-    """Sample an image on another lattice, linearly, blurred first by what the target cannot hold.
+    """Sample an image on another lattice, linearly, blurred first to half a voxel of the target.
 
     Args:
-        image: (1, C, *source.shape) float; its edge is repeated outside.
+        image: (1, C, *source.shape) float, blurred by half a voxel already (`thinned`); its edge is repeated outside.
         source: lattice of the image.
         target: where to sample.
         displaced: (1, d, *target.shape), in voxels of ``target``: where to look instead of at the target's own voxels.
@@ -54,10 +62,10 @@ def place(image: Tensor, source: Grid, target: Grid, displaced: Tensor | None = 
     """
     axes = _parallel_axes(source, target)
     if axes is not None and displaced is None:
-        return _separable(image, source, target, axes)
+        return _separable(image, source, target, axes, _further_blur)
     # Blurred and thinned out along its own axes, then sampled where the target asks.
     own = coarser(source, min(target.spacing_mm))
-    image = _separable(image, source, own, list(range(len(own.shape))))
+    image = _separable(image, source, own, list(range(len(own.shape))), _further_blur)
     where = affine_ddf(target, own).to(image.device)
     if displaced is not None:
         where += _turn(own, target, displaced)
@@ -79,7 +87,7 @@ def reach(source: Grid, target: Grid, displaced: Tensor | None = None, device: t
 
 def carry(ddf: Tensor, source: Grid, target: Grid) -> Tensor:
     """Resample a field (1, d, *source.shape) to a lattice with the same axes; vectors in voxels of the target."""
-    field = _separable(ddf, source, target, list(range(len(source.shape))), blur=False)
+    field = _separable(ddf, source, target, list(range(len(source.shape))), lambda _: 0.0)
     scale = [s / t for s, t in zip(source.spacing_mm, target.spacing_mm, strict=True)]
     for component, factor in zip(field.unbind(1), scale, strict=True):
         component.mul_(factor)
@@ -105,15 +113,24 @@ def _parallel_axes(source: Grid, target: Grid) -> list[int] | None:
     return along.tolist() if (rest @ np.array(target.shape)).max() < PARALLEL else None
 
 
-def _separable(image: Tensor, source: Grid, target: Grid, axes: list[int], blur: bool = True) -> Tensor:
-    """Resample along one axis after the other by matrix products; ``axes`` as from `_parallel_axes`."""
+def _further_blur(step: float) -> float:
+    return BLUR * max(step * step - 1.0, 0.0) ** 0.5
+
+
+def _separable(
+    image: Tensor, source: Grid, target: Grid, axes: list[int], sigma_of: Callable[[float], float]
+) -> Tensor:
+    """Resample along one axis after the other by matrix products.
+
+    ``axes`` is as from `_parallel_axes`; ``sigma_of`` gives the blur in source voxels by the length of a target voxel.
+    """
     d = len(target.shape)
     mapping = np.linalg.inv(source.affine) @ target.affine
     image = image.permute(0, 1, *[2 + a for a in axes])
     # Axes that shrink most go first.
     for axis in sorted(range(d), key=lambda a: target.shape[a] / source.shape[axes[a]]):
         step, start = mapping[axes[axis], axis], mapping[axes[axis], d]
-        weights = _axis_weights(source.shape[axes[axis]], target.shape[axis], start, step, blur)
+        weights = _axis_weights(source.shape[axes[axis]], target.shape[axis], start, step, sigma_of(abs(step)))
         if weights is not None:
             image = _along(torch.from_numpy(weights).to(image), image, axis)
     return image.contiguous()
@@ -128,10 +145,12 @@ def _along(weights: Tensor, image: Tensor, axis: int) -> Tensor:
     return (weights @ flat).reshape(*shape[: axis + 2], weights.shape[0], *shape[axis + 3 :])
 
 
-def _axis_weights(n: int, m: int, start: float, step: float, blur: bool) -> np.ndarray | None:
+def _axis_weights(n: int, m: int, start: float, step: float, sigma: float) -> np.ndarray | None:
     """Weights (m, n) of the ``n`` voxels of an axis at positions ``start + step * i``; None where they are the same."""
     position = start + step * np.arange(m)
-    if n == m and np.abs(position - np.arange(n)).max() < 1e-4:
+    same = n == m and np.abs(position - np.arange(n)).max() < 1e-4
+    blurred = sigma > 0.05 and n > 1
+    if same and not blurred:
         return None
     position = position.clip(0, n - 1)
     low = np.minimum(np.floor(position).astype(int), max(n - 2, 0))
@@ -139,12 +158,14 @@ def _axis_weights(n: int, m: int, start: float, step: float, blur: bool) -> np.n
     weights[np.arange(m), low] = 1 - (position - low)
     if n > 1:
         weights[np.arange(m), low + 1] += position - low
-    sigma = 0.5 * (abs(step) - 1.0)
-    if not blur or sigma <= 0.05:
-        return weights
+    return weights @ _gaussian_matrix(n, sigma) if blurred else weights
+
+
+def _gaussian_matrix(n: int, sigma: float) -> np.ndarray:
+    """Gaussian along an axis of ``n`` voxels as a matrix, the edge repeated."""
     radius = int(np.ceil(3 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    smooth = np.zeros((n, n), np.float32)
+    matrix = np.zeros((n, n), np.float32)
     for offset, weight in zip(range(-radius, radius + 1), kernel / kernel.sum(), strict=True):
-        np.add.at(smooth, (np.arange(n), (np.arange(n) + offset).clip(0, n - 1)), weight)
-    return weights @ smooth
+        np.add.at(matrix, (np.arange(n), (np.arange(n) + offset).clip(0, n - 1)), weight)
+    return matrix

@@ -36,7 +36,7 @@ class Stage:
     spacing_mm: float
     similarity: str
     iterations: int
-    stiffness: Stiffness
+    stiffness: Stiffness | None = None
 
 
 def plan(fixed: Grid, moving: Grid, settings: OptimiseSettings, multimodal: bool) -> list[Stage]:
@@ -86,8 +86,8 @@ def _stiffness(left: int, multimodal: bool, motion: str) -> Stiffness:
     """Return the stiffness of the level with ``left`` finer ones."""
     if multimodal:
         # Across modalities few structures agree and the rest misleads: only what a wide neighbourhood wants counts.
-        return Stiffness(step=0.15, update=2.0, field=1.5)
-    field = {"between": (0.5, 0.7, 1.0), "within": (0.7, 1.0, 1.0)}[motion][min(left, 2)]
+        return Stiffness(step=0.3, update=2.0, field=2.0)
+    field = {"between": (0.5, 0.7, 1.0), "within": (0.6, 0.8, 1.0)}[motion][min(left, 2)]
     return Stiffness(step=1.75, update=1.0, field=field)
 
 

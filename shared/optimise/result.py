@@ -87,8 +87,7 @@ class OptimiseResult:
         source = moved(self.moving_grid, self.alignment.matrix)
         at_level = affine_ddf(source, self.level_grid).to(inverse.device)
         back = at_level + warp(inverse, at_level, padding_mode="border")
-        identity = np.eye(len(source.shape) + 1)
-        back = _composed(back, source, self.level_grid, self.moving_grid, identity)
+        back = _composed(back, source, self.level_grid, self.moving_grid, np.eye(len(source.shape) + 1))
         return back, float(residual.max()) * max(self.level_grid.spacing_mm)
 
 
