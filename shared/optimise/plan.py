@@ -18,8 +18,10 @@ from .settings import OptimiseSettings
 
 __all__ = ["Stage", "fit_to_memory", "plan", "stiffen"]
 
-# The finest level, where the voxels are small enough.
+# Voxel length of the finest level, where the image's own are small enough,
 FINEST_MM = 2.0
+# and the extent of the fixed image over this: 1.6 mm for a head.
+FINEST_SHARE = 110
 MOST_VOXELS = 2_000_000
 # Voxels that the coarsest level leaves along the larger axes of the smaller field of view, at least.
 FEWEST_VOXELS = 16
@@ -64,7 +66,7 @@ def plan(fixed: Grid, moving: Grid, settings: OptimiseSettings, multimodal: bool
         if left > 0 or fine != "lncc" or count == 1:
             stages.append(Stage(length, coarse, iterations, _stiffness(left, multimodal, "between")))
         if fine == "lncc" and left <= 1:
-            stages.append(Stage(length, "lncc", 30, _stiffness(left, multimodal, "between")))
+            stages.append(Stage(length, "lncc", 30 if left else 20, _stiffness(left, multimodal, "between")))
     given = settings.iterations
     if isinstance(given, int):
         stages = [replace(stage, iterations=given) for stage in stages]
@@ -86,7 +88,7 @@ def _stiffness(left: int, multimodal: bool, motion: str) -> Stiffness:
     """Return the stiffness of the level with ``left`` finer ones."""
     if multimodal:
         # Across modalities few structures agree and the rest misleads: only what a wide neighbourhood wants counts.
-        return Stiffness(step=0.3, update=2.0, field=2.0)
+        return Stiffness(step=0.6, update=2.0, field=3.0)
     field = {"between": (0.5, 0.7, 1.0), "within": (0.6, 0.8, 1.0)}[motion][min(left, 2)]
     return Stiffness(step=1.75, update=1.0, field=field)
 
@@ -95,7 +97,7 @@ def _lengths(fixed: Grid, moving: Grid) -> list[float]:
     extents = [np.sort(np.array(g.shape) * g.spacing_mm)[-2:] for g in (fixed, moving)]
     smaller = min(float(np.sqrt(e.prod())) for e in extents)
     volume = float(np.prod(np.array(fixed.shape) * fixed.spacing_mm))
-    finest = min(FINEST_MM, float(np.sqrt(extents[0].prod())) / 64)
+    finest = min(FINEST_MM, float(np.sqrt(extents[0].prod())) / FINEST_SHARE)
     # No finer than the sharper image is along its two finer axes.
     own = min(float(np.sort(g.spacing_mm)[:2].mean()) for g in (fixed, moving))
     finest = max(finest, (volume / MOST_VOXELS) ** (1 / len(fixed.shape)), own)

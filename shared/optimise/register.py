@@ -120,7 +120,8 @@ class _Run:
         if motion == "auto" and multimodal:
             motion, why = "within", "two modalities"
         elif motion == "auto":
-            share = alike(Level(scene, coarser(scene.native[0], 2 * stages[-1].spacing_mm), stages[-1]).similarity)
+            grid = coarser(scene.native[0], 2 * stages[-1].spacing_mm)
+            share = alike(Level(scene, grid, Stage(stages[-1].spacing_mm, "lncc", 0)).similarity)
             motion = "within" if share >= SAME_PATIENT else "between"
             why = f"{share:.1%} of the places with texture match before any deformation"
         self.messages.append(f"motion: {'within one patient' if motion == 'within' else 'between patients'} ({why})")
