@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ["handler_states", "plain", "restore_handlers"]
+__all__ = ["handler_states", "plain", "restore_handlers", "tensor_bytes"]
 
 
 def plain(content: Any) -> Any:
@@ -31,6 +32,15 @@ def plain(content: Any) -> Any:
     if type(content) in (list, tuple):
         return type(content)(plain(v) for v in content)
     return content
+
+
+def tensor_bytes(content: Any) -> int:
+    """Return the bytes of all tensors in nested plain containers."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    if isinstance(content, dict):
+        return sum(tensor_bytes(v) for v in content.values())
+    return sum(tensor_bytes(v) for v in content) if isinstance(content, (list, tuple)) else 0
 
 
 def handler_states(handlers: Iterable[Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,21 @@ from tqdm import tqdm
 
 from .data.corruption import CorruptedPairs
 from .data.images import read_label, read_points
+from .data.learn2reg import by_task
 from .data.pairs import PairDataset, Sample, label_file, stack_pairs
+from .data.pooled import PooledPairs
+from .fields import compose
 from .files import save_json, writable_dir, write_csv
-from .metrics import METRICS, assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from .metrics import (
+    METRICS,
+    assd_per_label,
+    dice_per_label,
+    fold_percent,
+    hd95_per_label,
+    round_trip_mm,
+    sdlogj,
+    tre_mm,
+)
 from .transform_io import Grid, affine_ddf, to_native
 from .warp import warp, warp_points
 
@@ -53,7 +67,9 @@ def _label_scores(warped: Tensor, fixed: Tensor, spacing_mm: Sequence[float]) ->
     }
 
 
-def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
+def score_pair(
+    sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None = None, inv_ddf: Tensor | None = None
+) -> dict[str, float]:
     """Score a field on the fixed image's own grid, and the unregistered pair beside it (``*_before``).
 
     Label scores are means over the labels of the pair; a label that vanished counts with Dice 0.
@@ -62,9 +78,11 @@ def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None
         sample: of :class:`PairDataset`.
         ddf: (1, d, *S) on the network's grid, in its voxels.
         native: what `to_native` makes of ``ddf``, where the caller has it.
+        inv_ddf: the reverse field, of the shape of ``ddf``, where there is one.
 
     Returns:
-        ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``.
+        ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``,
+        and ``round_trip_mm`` (on the network's grid) with ``inv_ddf``.
     """
     pair, grids = sample["pair"], sample["grids"]
     fixed, moving = grids["fixed"], grids["moving"]
@@ -83,6 +101,8 @@ def score_pair(sample: Sample, ddf: Tensor, native: tuple[Tensor, Tensor] | None
         for suffix, points in (("", warp_points(start[None], field)[0]), ("_before", start)):
             row[f"tre_mm{suffix}"] = float(tre_mm(_world(points, fixed), _world(target, moving)))
     row["folds_percent"], row["sdlogj"] = float(fold_percent(field)), float(sdlogj(field))
+    if inv_ddf is not None:
+        row["round_trip_mm"] = round_trip_mm(ddf, inv_ddf, grids["network"].spacing_mm)
     return row
 
 
@@ -97,7 +117,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return table
 
 
-def validation_title(training: PairDataset, validation: PairDataset) -> str:
+def validation_title(training: PairDataset | PooledPairs, validation: PairDataset) -> str:
     """Return the heading of a table after training: says whether the scored images were trained on."""
     trained, scored = (
         {pair[f"{side}_image"] for pair in dataset.pairs for side in ("fixed", "moving")}
@@ -106,7 +126,7 @@ def validation_title(training: PairDataset, validation: PairDataset) -> str:
     seen = (
         f"{len(trained & scored)} of {len(scored)} images were trained on" if trained & scored else "never trained on"
     )
-    return f"{validation.pairs[0].get('task', 'images')}, validation pairs ({seen})"
+    return f"{'+'.join(by_task(validation.pairs))}, validation pairs ({seen})"
 
 
 def format_table(summary: Mapping[str, Mapping[str, float]], title: str) -> str:
@@ -126,6 +146,8 @@ class RegistrationEvaluator(SupervisedEvaluator):
     """Register every pair of a dataset and score it on its own grid.
 
     Writes ``<name>_cases.csv``, ``<name>_summary.json`` and ``<name>_example.png`` (first pair) and prints the table.
+    The summary also holds the median seconds that network and inferer take for a pair.
+    With pairs of several tasks, table and summary show the mean over all pairs and each task.
 
     Args:
         device: where the network runs.
@@ -164,16 +186,22 @@ class RegistrationEvaluator(SupervisedEvaluator):
         )
         self.output_dir, self.name, self.title, self.picture = Path(output_dir), name, title, picture
         self.rows: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
         self.writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self.add_event_handler(Events.STARTED, self._begin)
         self.add_event_handler(Events.COMPLETED, self._finish)
 
     def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Any]:
         sample = batchdata[0]
+        start = time.perf_counter()
         fields = predict(self.network, self.inferer, sample, self.state.device)
+        self.seconds.append(time.perf_counter() - start)
         pair = sample["pair"]
         names = {side: Path(pair[f"{side}_image"]).name for side in ("fixed", "moving")}
-        row: dict[str, Any] = {"task": sample["task"], **names, **score_pair(sample, fields["ddf"])}
+        if "motion" in sample:  # the network saw an image that had been moved: undo that too
+            fields = {"ddf": compose(sample["motion"], fields["ddf"])}
+        scores = score_pair(sample, fields["ddf"], inv_ddf=fields.get("inv_ddf"))
+        row: dict[str, Any] = {"task": sample["task"], **names, **scores}
         if self.writes and self.picture and not self.rows:
             from .plots import pair_figure
 
@@ -184,7 +212,7 @@ class RegistrationEvaluator(SupervisedEvaluator):
         return row
 
     def _begin(self, engine: Engine) -> None:
-        self.rows = []
+        self.rows, self.seconds = [], []
         if self.writes:
             writable_dir(self.output_dir)
         total = engine.state.epoch_length
@@ -196,6 +224,13 @@ class RegistrationEvaluator(SupervisedEvaluator):
         engine.state.metrics.update({k: v["mean"] for k, v in summary.items()})
         if self.writes:
             write_csv(self.output_dir / f"{self.name}_cases.csv", self.rows)
-            save_json(self.output_dir / f"{self.name}_summary.json", {"pairs": len(self.rows), "metrics": summary})
+            content: dict[str, Any] = {"pairs": len(self.rows), "metrics": summary}
+            content["seconds_per_pair"] = round(statistics.median(self.seconds), 4) if self.seconds else None
             print(format_table(summary, f"\n{self.title}: {len(self.rows)} pairs, mean +- sd"), flush=True)
+            tasks = by_task(self.rows)
+            if len(tasks) > 1:
+                content["tasks"] = {task: summarise(rows) for task, rows in tasks.items()}
+                for task, rows in tasks.items():
+                    print(format_table(content["tasks"][task], f"{task}: {len(rows)} pairs"), flush=True)
+            save_json(self.output_dir / f"{self.name}_summary.json", content)
             print(f"written to {self.output_dir}", flush=True)

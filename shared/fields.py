@@ -51,8 +51,9 @@ def compose(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tenso
     Raises:
         ValueError: when a field is not (B, d, *S) or the two do not fit.
     """
-    check_field(outer, "outer")
-    check_field(inner, "inner")
+    if not torch.jit.is_scripting():
+        check_field(outer, "outer")
+        check_field(inner, "inner")
     return inner + warp(outer, inner, padding_mode=padding_mode)
 
 
@@ -72,10 +73,11 @@ def exponentiate(dvf: Tensor, steps: int = 7) -> Tensor:
     Raises:
         ValueError: when ``dvf`` is not (B, d, *S) or ``steps`` is negative.
     """
-    check_field(dvf, "dvf")
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, got {steps}")
-    ddf = dvf.to(torch.promote_types(dvf.dtype, torch.float32)) * 0.5**steps
+    if not torch.jit.is_scripting():
+        check_field(dvf, "dvf")
+        if steps < 0:
+            raise ValueError(f"steps must be 0 or more, got {steps}")
+    ddf = dvf.to(torch.float64 if dvf.dtype == torch.float64 else torch.float32) * 0.5**steps
     for _ in range(steps):
         ddf = compose(ddf, ddf)
     return ddf
@@ -121,7 +123,7 @@ def invert(ddf: Tensor, iterations: int = 100, tolerance: float = 1e-3) -> tuple
     return best, best_length.flatten(1).amax(dim=1)
 
 
-def resize(field: Tensor, size: Sequence[int]) -> Tensor:
+def resize(field: Tensor, size: list[int]) -> Tensor:
     """Resample a field onto a grid of another size over the same extent, vectors in the new voxels.
 
     Corner voxels stay corner voxels, so lengths along an axis scale by ``(new - 1) / (old - 1)``.
@@ -136,14 +138,17 @@ def resize(field: Tensor, size: Sequence[int]) -> Tensor:
     Raises:
         ValueError: when ``field`` is not (B, d, *S) or ``size`` does not have d entries.
     """
-    check_field(field, "field")
-    if len(size) != field.shape[1]:
-        raise ValueError(f"size must have {field.shape[1]} entries for this field, got {tuple(size)}")
+    if not torch.jit.is_scripting():
+        check_field(field, "field")
+        if len(size) != field.shape[1]:
+            raise ValueError(f"size must have {field.shape[1]} entries for this field, got {tuple(size)}")
     mode = "bilinear" if field.shape[1] == 2 else "trilinear"
-    resampled = F.interpolate(field, size=tuple(size), mode=mode, align_corners=True)
-    factors = [(new - 1) / (old - 1) if old > 1 else 1.0 for new, old in zip(size, field.shape[2:], strict=True)]
+    resampled = F.interpolate(field, size=size, mode=mode, align_corners=True)
     # Python numbers instead of a tensor of factors: nothing is copied to the device.
-    scaled = [component * factor for component, factor in zip(resampled.unbind(1), factors, strict=True)]
+    scaled: list[Tensor] = []
+    for axis, component in enumerate(resampled.unbind(1)):
+        old = field.shape[2 + axis]
+        scaled.append(component * ((size[axis] - 1) / (old - 1) if old > 1 else 1.0))
     return torch.stack(scaled, dim=1)
 
 
@@ -178,7 +183,8 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     Raises:
         ValueError: when ``ddf`` is not (B, d, *S).
     """
-    check_field(ddf)
+    if not torch.jit.is_scripting():
+        check_field(ddf)
     d = ddf.shape[1]
     columns = [derivative(ddf, axis) for axis in range(d)]
     # entry[a][b] = d(component a) / d(axis b)

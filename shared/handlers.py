@@ -81,8 +81,8 @@ class TrainingLog:
         iteration = engine.state.iteration
         if not math.isfinite(means["loss"]):
             raise FloatingPointError(
-                f"iteration {iteration}: the loss is {means['loss']} ({means}); lower the learning rate or rho, or "
-                "look at the data"
+                f"iteration {iteration}: the loss is {means['loss']} ({means}); lower the learning rate (or SAM's "
+                "rho), or look at the data"
             )
         engine.log_rows.append({"iteration": iteration, "seconds_per_iteration": round(seconds, 4), **means})
         if self._bar is not None:

@@ -6,8 +6,6 @@ numbers. The [-1, 1] coordinates of ``grid_sample`` exist in this file only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,13 +46,14 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         ValueError: on a wrong number of dimensions or components, batches that do not fit, an unknown mode
             or padding mode, or an integer image with ``bilinear``.
     """
-    _check_warp(image, ddf, mode, padding_mode)
+    if not torch.jit.is_scripting():
+        _check_warp(image, ddf, mode, padding_mode)
     dtype = _compute_dtype(image.dtype, ddf.dtype)
     source = _thicken(image.to(dtype), padding_mode)
     field = ddf.to(dtype)
-    axes = []
-    for axis, (n_out, n_in) in enumerate(zip(ddf.shape[2:], source.shape[2:], strict=True)):
-        scale = 2.0 / (n_in - 1)
+    axes: list[Tensor] = []
+    for axis in range(field.ndim - 2):
+        n_out, scale = field.shape[2 + axis], 2.0 / (source.shape[2 + axis] - 1)
         start = torch.linspace(-1.0, (n_out - 1) * scale - 1.0, n_out, dtype=dtype, device=field.device)
         start = start.view([-1] + [1] * (field.ndim - 3 - axis))
         axes.append(torch.add(start, field[:, axis], alpha=scale))
@@ -94,15 +93,16 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
     return points + displacement.transpose(1, 2).to(torch.promote_types(points.dtype, ddf.dtype))
 
 
-def _sample(source: Tensor, axes: Sequence[Tensor], mode: str, padding_mode: str) -> Tensor:
+def _sample(source: Tensor, axes: list[Tensor], mode: str, padding_mode: str) -> Tensor:
     """Sample ``source`` (B, C, *S) at normalised ``axes``, d tensors (B, *T) in ij order -> (B, C, *T)."""
-    # grid_sample wants the last axis first.
-    grid = torch.stack(list(reversed(axes)), dim=-1)
-    parts = min(torch.get_num_threads(), MAX_PARTS)
-    if grid.device.type == "cpu" and source.shape[0] == 1 and grid.shape[0] == 1 and parts > 1:
-        return _sample_in_parts(source, grid, mode, padding_mode, parts)
+    grid = torch.stack(axes[::-1], dim=-1)  # grid_sample wants the last axis first
+    if not torch.jit.is_scripting():
+        parts = min(torch.get_num_threads(), MAX_PARTS)
+        if grid.device.type == "cpu" and source.shape[0] == 1 and grid.shape[0] == 1 and parts > 1:
+            return _sample_in_parts(source, grid, mode, padding_mode, parts)
     batch = max(source.shape[0], grid.shape[0])
-    source, grid = (t.expand(batch, *t.shape[1:]) for t in (source, grid))
+    source = source.expand([batch] + list(source.shape[1:]))
+    grid = grid.expand([batch] + list(grid.shape[1:]))
     return F.grid_sample(source, grid, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
@@ -128,11 +128,8 @@ def _sample_in_parts(source: Tensor, grid: Tensor, mode: str, padding_mode: str,
 
 def _thicken(source: Tensor, padding_mode: str) -> Tensor:
     """Append one voxel of padding to axes of length 1, on which normalised coordinates are undefined."""
-    sizes = source.shape[2:]
-    if min(sizes) > 1:
-        return source
-    for axis, n in enumerate(sizes, start=2):
-        if n == 1:
+    for axis in range(2, source.ndim):
+        if source.shape[axis] == 1:
             beyond = source if padding_mode == "border" else torch.zeros_like(source)
             source = torch.cat([source, beyond], dim=axis)
     return source
@@ -140,8 +137,8 @@ def _thicken(source: Tensor, padding_mode: str) -> Tensor:
 
 def _compute_dtype(first: torch.dtype, second: torch.dtype) -> torch.dtype:
     # float32 counts exactly to 2^24 only, less than an int32 label may hold.
-    wide = {torch.int32, torch.int64, torch.float64}
-    return torch.float64 if wide & {first, second} else torch.float32
+    wide = (torch.int32, torch.int64, torch.float64)
+    return torch.float64 if first in wide or second in wide else torch.float32
 
 
 def _check_warp(image: Tensor, ddf: Tensor, mode: str, padding_mode: str) -> None:

@@ -1,4 +1,4 @@
-"""``python -m tools COMMAND``: chain, compare, report; ``--help`` after a command tells its options."""
+"""``python -m tools COMMAND``: apply, chain, compare, report; ``--help`` after a command tells its options."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from shared.errors import InputError
 
+from .apply import apply_transforms, described, listed_transforms, literal_flags
 from .chain import Chain
 from .compare import compare as run_comparison
 from .compare import write_tables
@@ -121,7 +122,43 @@ def report(*folders: str, out: str | None = None) -> None:
     print(f"report: {page}")
 
 
-COMMANDS = {"chain": chain, "compare": compare, "report": report}
+def apply(
+    *,
+    transform: str | Sequence[str],
+    reference: str,
+    out: str,
+    input: str | None = None,  # noqa: A002
+    interpolation: str = "linear",
+    inverse: bool = False,
+    onto: str | None = None,
+    frame: int | None = None,
+    format: str = "",  # noqa: A002
+) -> None:
+    """Apply saved transforms to an image, a label map or points: composed first, interpolated once.
+
+    Images and points go opposite ways. A registration pulls the moving image onto the fixed grid (--reference FIXED)
+    and carries points of the FIXED image into moving space; a moving landmark reaches the fixed image with --inverse
+    --reference MOVING. Without --input, the composed transform is written to --out: so formats are converted.
+
+    Args:
+        transform: ITK/ANTs .h5 .mat .txt .tfm, displacement .nii.gz .nrrd .mha, NiftyReg .nii.gz .txt, Learn2Reg .npz.
+            Several: --transform A --transform B or "[A,B]", in the order of antsApplyTransforms: the last one acts
+            first on the image. "[A,1]" inverts A.
+        reference: image whose grid the result gets, or that the points lie in; NIfTI, NRRD, MHA, a DICOM folder.
+        out: result; the suffix chooses the format.
+        input: image, label map, DICOM folder, or points: .csv without header (voxels), .csv with x,y,z (LPS mm),
+            .pts (elastix), .fcsv (3D Slicer).
+        interpolation: linear, nearest or label (smooth borders, no new labels).
+        inverse: invert the whole chain; tells by how many mm the inverse is off.
+        onto: for points in voxels and Learn2Reg fields: the image at the other end, whose voxels the result counts.
+        frame: of an input that holds several, from 0.
+        format: of a transform written: itk, niftyreg or learn2reg; by default by the suffix.
+    """
+    chain = listed_transforms(transform)
+    print(described(apply_transforms(chain, reference, out, input, interpolation, inverse, onto, frame, format)))
+
+
+COMMANDS = {"apply": apply, "chain": chain, "compare": compare, "report": report}
 
 
 def main() -> None:
@@ -131,6 +168,8 @@ def main() -> None:
         # Else it would be one more option of the training config.
         arguments = [*arguments[:1], "--", "--help"] if arguments[0] in COMMANDS else ["--help"]
     try:
+        if arguments[:1] == ["apply"]:
+            arguments = literal_flags(arguments)
         fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")

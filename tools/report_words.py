@@ -82,6 +82,7 @@ METRICS = {
         Metric("assd_mm", "ASSD", "mm", False, 2, "mean distance between the surfaces of the same organ"),
         Metric("folds_percent", "Folds", "%", False, 2, "part of the image where the deformation turns inside out"),
         Metric("sdlogj", "SDlogJ", "", False, 3, "how unevenly the deformation swells and shrinks tissue"),
+        Metric("round_trip_mm", "Round trip", "mm", False, 2, "how far there and back ends from where it began"),
     )
 }
 

@@ -26,25 +26,32 @@ Point = tuple[float, float, float]
 Maps = tuple[np.ndarray, np.ndarray]
 
 
-class _Canvas:
-    """Paints named tissues over one another, later over earlier."""
+class Canvas:
+    """Paints named tissues over one another, later over earlier.
 
-    def __init__(self, points: np.ndarray) -> None:
+    Args:
+        points: (N, 3).
+        tissues: the names; a map holds indices into them.
+    """
+
+    def __init__(self, points: np.ndarray, tissues: Sequence[str] = TISSUES) -> None:
+        self.tissues = tissues
         self.x, self.y, self.z = np.ascontiguousarray(points.T)
         self.structure = np.zeros(len(points), np.uint8)
         self.tissue = np.zeros(len(points), np.uint8)
 
     def fill(self, name: str, where: np.ndarray) -> None:
         """Replace structure and tissue."""
-        self.structure[where] = TISSUES.index(name)
+        self.structure[where] = self.tissues.index(name)
         self.stain(name, where)
 
     def stain(self, name: str, where: np.ndarray) -> None:
         """Replace what the image shows and keep what the label map shows."""
-        self.tissue[where] = TISSUES.index(name)
+        self.tissue[where] = self.tissues.index(name)
 
     def shows(self, *names: str) -> np.ndarray:
-        return np.isin(self.structure, [TISSUES.index(name) for name in names])
+        """True where the label map shows one of the names."""
+        return np.isin(self.structure, [self.tissues.index(name) for name in names])
 
     def ball(self, centre: Point, radii: Point) -> np.ndarray:
         """Squared distance from ``centre`` in units of ``radii``: below 1 inside the ellipsoid."""
@@ -66,7 +73,7 @@ class _Canvas:
 
 def brain(points: np.ndarray) -> Maps:
     """Brain without the skull: folded cortex, deep grey matter, ventricles, cerebellum, brain stem."""
-    c = _Canvas(points)
+    c = Canvas(points)
     radius = np.sqrt(c.ball((0, 0, 0.1), (0.68, 0.84, 0.64)))
     around = np.arctan2(c.y, c.x)
     folds = np.sin(9 * around + 9 * c.z) + np.sin(8 * c.z + 2 * around)
@@ -89,7 +96,7 @@ def brain(points: np.ndarray) -> Maps:
     return c.structure, c.tissue
 
 
-def _trunk(c: _Canvas, width: float, depth: float) -> np.ndarray:
+def _trunk(c: Canvas, width: float, depth: float) -> np.ndarray:
     """Paint body wall, ribs and spine; returns where the cavity is."""
     wall = np.sqrt(c.column(0, 0, width, depth))
     c.fill("fat", wall < 1)
@@ -102,7 +109,7 @@ def _trunk(c: _Canvas, width: float, depth: float) -> np.ndarray:
     return cavity
 
 
-def _spine(c: _Canvas, y: float) -> None:
+def _spine(c: Canvas, y: float) -> None:
     body = c.column(0, y, 0.15, 0.13)
     disc = np.sin(15 * c.z) > 0.72
     c.fill("vertebrae", (body < 1) | (c.column(0, y - 0.2, 0.06, 0.13) < 1))
@@ -114,7 +121,7 @@ def _spine(c: _Canvas, y: float) -> None:
 
 def abdomen(points: np.ndarray) -> Maps:
     """Upper abdomen, cut above and below: organs, vessels, bowel, spine, ribs, lung bases."""
-    c = _Canvas(points)
+    c = Canvas(points)
     cavity = _trunk(c, 0.94, 0.7)
     loops = np.sin(15 * c.x + 2 * np.sin(7 * c.z)) * np.sin(13 * c.z + 3 * np.sin(6 * c.x)) + np.sin(9 * c.y)
     front = cavity & (c.z < 0.12) & (c.y > -0.08)
@@ -146,7 +153,7 @@ def thorax(points: np.ndarray, vessels: np.ndarray) -> Maps:
 
     ``vessels`` (S, 7) holds start, end and radius of each segment, see `grow_vessels`.
     """
-    c = _Canvas(points)
+    c = Canvas(points)
     cavity = _trunk(c, 0.95, 0.7)
     c.fill("muscle", cavity & (c.z < -0.2))
     c.fill("liver", cavity & (c.z < -0.2) & (c.x > -0.15))

@@ -8,37 +8,42 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from monai.transforms import LoadImage
 from nibabel.openers import ImageOpener
 from torch import Tensor
 
 from ..errors import InputError
-from ..transform_io import Grid
+from ..transform_io import Grid, read_with_itk
 
-__all__ = ["read_grid", "read_image", "read_label", "read_points"]
+__all__ = ["read_grid", "read_image", "read_label", "read_points", "read_voxels"]
 
 _NIFTI = (".nii", ".nii.gz")
 
 
-def _is_nifti(path: Path) -> bool:
+def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith(_NIFTI)
 
 
-def _existing(path: str | Path, role: str) -> Path:
+def existing(path: str | Path, role: str) -> Path:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such {role} file; expected an existing NIfTI, NRRD or MetaImage file")
     return path
 
 
-def _checked_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacing: list[float], dims: int) -> Grid:
-    """Turn a header into a grid; trailing axes of one voxel do not count as dimensions."""
-    while len(shape) > dims and shape[-1] == 1:
+def checked_grid(
+    path: Path, shape: tuple[int, ...], affine: np.ndarray, spacing: list[float], dims: int | None, flat: bool = False
+) -> Grid:
+    """Turn a header into a grid, 2D or 3D where ``dims`` is None; trailing axes of one voxel are no dimensions.
+
+    A 3D image with an axis of one voxel is refused unless ``flat``.
+    """
+    while len(shape) > (dims or 2) and shape[-1] == 1:
         shape = shape[:-1]
+    dims = dims or min(len(shape), 3)
     if len(shape) != dims:
-        hint = "; pick one time frame or channel first" if len(shape) > 3 else ""
+        hint = f"; pick one time frame or channel (frame: 0..{int(np.prod(shape[3:])) - 1})" if len(shape) > 3 else ""
         raise InputError(f"{path}: found a {len(shape)}D image of shape {shape}, expected {dims}D{hint}")
-    if len(shape) == 3 and dims == 3 and min(shape) == 1:
+    if len(shape) == 3 and dims == 3 and min(shape) == 1 and not flat:
         raise InputError(f"{path}: found a 2D image (shape {shape}), expected 3D")
     if any(s <= 0 or not np.isfinite(s) for s in spacing[:dims]):
         raise InputError(f"{path}: found voxel spacing {spacing[:dims]} mm, expected every spacing above zero")
@@ -51,25 +56,32 @@ def _checked_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacin
     return Grid(tuple(int(n) for n in shape), small)
 
 
-def read_grid(path: str | Path, spatial_dims: int = 3) -> Grid:
-    """Read only the header of an image file (NIfTI) and check it; other formats are read whole.
-
-    Raises:
-        InputError: missing, not an image, other dimensions, zero spacing or a singular affine.
-    """
-    path = _existing(path, "image")
-    if not _is_nifti(path):
-        return read_image(path, spatial_dims)[1]
+def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray, list[float]]:
+    """Return shape, affine and voxel spacing as written."""
     try:
         header = nib.load(path)
         with ImageOpener(path) as stream:
             # As written: nibabel's own check turns a spacing of zero into one.
             raw = type(header.header).from_fileobj(stream, check=False)
-        shape, zooms = header.shape, [abs(float(z)) for z in raw["pixdim"][1 : 1 + spatial_dims]]
-        affine = np.asarray(header.affine, dtype=np.float64)
+        return tuple(header.shape), np.asarray(header.affine, float), [abs(float(z)) for z in raw["pixdim"][1:4]]
     except Exception as error:
         raise InputError(f"{path}: not readable as an image ({_short(error)}); expected a NIfTI file") from error
-    return _checked_grid(path, tuple(shape), affine, zooms, spatial_dims)
+
+
+def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
+    """Read only the header of an image file (NIfTI) and check it; other formats are read whole.
+
+    Args:
+        path: the image.
+        spatial_dims: 2 or 3; None takes either.
+
+    Raises:
+        InputError: missing, not an image, other dimensions, zero spacing or a singular affine.
+    """
+    path = existing(path, "image")
+    if not is_nifti(path):
+        return read_voxels(path, spatial_dims)[1]
+    return checked_grid(path, *nifti_header(path), spatial_dims)
 
 
 def _short(error: BaseException) -> str:
@@ -77,32 +89,69 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
 
 
-def _read_voxels(path: Path, spatial_dims: int) -> tuple[Tensor, Grid]:
-    grid = read_grid(path, spatial_dims) if _is_nifti(path) else None
+def _one_frame(path: Path, shape: tuple[int, ...], frame: int | None) -> tuple[tuple[int, ...], int | None]:
+    """Return the shape of one frame and its number, None where the file holds a single one."""
+    count = int(np.prod(shape[3:], dtype=int))
+    if count == 1:
+        frame = None
+    if frame is not None and not 0 <= frame < count:
+        raise InputError(f"{path}: found {count} frames, expected frame to be one of 0..{count - 1}, got {frame}")
+    return (shape if frame is None else shape[:3]), frame
+
+
+def read_voxels(path: str | Path, spatial_dims: int | None = 3, frame: int | None = None) -> tuple[np.ndarray, Grid]:
+    """Read an image as it stands: NIfTI, what ITK reads, or a folder that holds one DICOM series.
+
+    Args:
+        path: file or folder.
+        spatial_dims: 2 or 3; None takes either.
+        frame: which one of a time series or of several channels, from 0.
+
+    Returns:
+        voxels (*S) in the file's own type, and the grid.
+
+    Raises:
+        InputError: unreadable, wrong dimensions, colour or complex voxels, several frames and none chosen.
+    """
+    path = existing(path, "image")
+    if is_nifti(path):
+        shape, affine, spacing = nifti_header(path)
+        chosen, frame = _one_frame(path, shape, frame)
+        grid = checked_grid(path, chosen, affine, spacing, spatial_dims)
+        array, _, count = load_voxels(path)
+    else:
+        array, itk_grid, count = load_voxels(path)
+        chosen, frame = _one_frame(path, itk_grid.shape, frame)
+        grid = checked_grid(path, chosen, itk_grid.affine, list(itk_grid.spacing_mm), spatial_dims)
+    if count > 1 or array.dtype.names:
+        raise InputError(f"{path}: found several values a voxel (colour or vectors), expected one real channel")
+    if array.dtype.kind == "c":
+        raise InputError(f"{path}: found {array.dtype} voxels of shape {array.shape}, expected one real channel")
+    if frame is not None:
+        array = array.reshape(*array.shape[:3], -1)[..., frame]
+    return np.ascontiguousarray(array.reshape(grid.shape)), grid
+
+
+def load_voxels(path: Path) -> tuple[np.ndarray, Grid, int]:
+    """Return voxels, grid and number of components; the grid of a NIfTI file is its header's business."""
     try:
-        # NIfTI goes through nibabel: its float64 affine is exact, a truncated file is an error, and unlike
-        # MONAI's LoadImage it leaves foreign byte orders to us.
-        if grid is not None:
-            array = np.asarray(nib.load(path).dataobj)
-        else:
-            loaded = LoadImage(reader="ITKReader", image_only=True, dtype=None)(path)
-            array = np.asarray(loaded)
-        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-            array = array.astype(np.int64)  # torch has few functions for wide unsigned integers
-        voxels = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
+        if is_nifti(path):
+            # nibabel: its float64 affine is exact, and a truncated file is an error.
+            return np.asarray(nib.load(path).dataobj), Grid((), np.eye(1)), 1
+        return read_with_itk(path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"{path}: its voxels cannot be read ({_short(error)}); expected a complete image file"
         ) from error
-    if grid is None:
-        affine = np.asarray(loaded.affine, dtype=np.float64)
-        spacing = np.linalg.norm(affine[:-1, :-1], axis=0).tolist()
-        grid = _checked_grid(path, tuple(voxels.shape), affine, spacing, spatial_dims)
-    if voxels.dtype.is_complex or voxels.numel() != int(np.prod(grid.shape)):
-        raise InputError(
-            f"{path}: found {voxels.dtype} voxels of shape {tuple(voxels.shape)}, expected one real channel"
-        )
-    return voxels.reshape(grid.shape), grid
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Return voxels of any NIfTI type and byte order as a tensor."""
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch has few functions for wide unsigned integers
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def read_image(path: str | Path, spatial_dims: int = 3) -> tuple[Tensor, Grid]:
@@ -114,15 +163,19 @@ def read_image(path: str | Path, spatial_dims: int = 3) -> tuple[Tensor, Grid]:
     Raises:
         InputError: unreadable, wrong dimensions, NaN or infinite voxels, or one constant value.
     """
-    path = _existing(path, "image")
-    voxels, grid = _read_voxels(path, spatial_dims)
-    image = voxels.to(torch.float32)
+    path = existing(path, "image")
+    array, grid = read_voxels(path, spatial_dims)
+    return check_intensities(path, to_tensor(array).to(torch.float32))[None], grid
+
+
+def check_intensities(path: Path, image: Tensor) -> Tensor:
+    """Return intensities as they are; raise InputError for NaN, infinite or constant ones."""
     bad = int((~torch.isfinite(image)).sum())
     if bad:
         raise InputError(f"{path}: found {bad} NaN or infinite voxels, expected finite intensities")
     if bool(image.min() == image.max()):
         raise InputError(f"{path}: found the constant value {float(image.min()):g}, expected an image with contrast")
-    return image[None], grid
+    return image
 
 
 def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: str = "label") -> Tensor:
@@ -134,12 +187,29 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
     Raises:
         InputError: unreadable, of another size than its image, or with fractional, negative or huge values.
     """
-    path = _existing(path, role)
-    voxels, grid = _read_voxels(path, spatial_dims)
+    path = existing(path, role)
+    array, grid = read_voxels(path, spatial_dims)
+    return check_label(path, to_tensor(array), grid, image_grid, role)[None]
+
+
+def check_label(
+    path: Path, voxels: Tensor, grid: Grid, image_grid: Grid, role: str = "label", strict: bool = False
+) -> Tensor:
+    """Return label values (*S) as int16.
+
+    Raises:
+        InputError: of another size than the image, with fractional, negative or huge values, or, if ``strict``,
+            elsewhere in the world.
+    """
     if grid.shape != image_grid.shape:
         raise InputError(f"{path}: found a {role} of size {grid.shape}, expected its image's size {image_grid.shape}")
-    shift = np.linalg.inv(image_grid.affine) @ grid.affine - np.eye(spatial_dims + 1)
+    shift = np.linalg.inv(image_grid.affine) @ grid.affine - np.eye(len(grid.shape) + 1)
     if (np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max() > 1:
+        if strict:
+            raise InputError(
+                f"{path}: found a {role} that lies elsewhere in the world than its image ({grid.box_mm()} and "
+                f"{image_grid.box_mm()}), expected one grid for both"
+            )
         warnings.warn(
             f"{path}: this {role} lies elsewhere in the world than its image; it is taken voxel by voxel on the "
             "image's grid",
@@ -156,7 +226,7 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
             )
     if int(voxels.min()) < 0 or int(voxels.max()) > np.iinfo(np.int16).max:
         raise InputError(f"{path}: found {role} values {int(voxels.min())}..{int(voxels.max())}, expected 0..32767")
-    return voxels.to(torch.int16)[None]
+    return voxels.to(torch.int16)
 
 
 def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
@@ -168,7 +238,7 @@ def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
     Raises:
         InputError: missing, no numbers, or other than ``spatial_dims`` columns.
     """
-    path = _existing(path, "keypoint")
+    path = existing(path, "keypoint")
     try:
         points = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
     except (ValueError, OSError) as error:

@@ -246,6 +246,19 @@ def pairs_of_items(data: Sequence[Mapping[str, Any]], task: str = "images") -> l
     return pairs
 
 
+def task_of(pair: Mapping[str, Any]) -> str:
+    """Return the name of the task that a pair belongs to; "images" where it does not say."""
+    return str(pair.get("task", "images"))
+
+
+def by_task(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Return the pairs of each task, tasks and pairs in order of appearance."""
+    tasks: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        tasks.setdefault(task_of(pair), []).append(pair)
+    return tasks
+
+
 def label_names(dataset_dir: str | Path, task: str) -> dict[int, str]:
     """Return label value -> name from the JSON, without the background; empty where it lists none."""
     labels = read_json(find_task(dataset_dir, task)).get("labels") or {}

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import CacheDataset
-from monai.transforms import ScaleIntensityRange, ScaleIntensityRangePercentiles, Transform
-from scipy.ndimage import gaussian_filter
+from monai.transforms import Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,80 +18,13 @@ from ..errors import InputError
 from ..transform_io import Grid, affine_ddf, network_grid, points_to_grid
 from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
-from .learn2reg import pairs_of_items
+from .intensity import find_ct_window, looks_like_ct, normalise
+from .learn2reg import by_task, pairs_of_items, task_of
+from .resampling import anti_alias
 
-__all__ = [
-    "ABDOMEN_WINDOW",
-    "PairDataset",
-    "Sample",
-    "label_file",
-    "looks_like_ct",
-    "normalise",
-    "prepare_item",
-    "shows_chest",
-    "stack_pairs",
-]
+__all__ = ["PairDataset", "Sample", "label_file", "prepare_item", "stack_pairs"]
 
 Sample = dict[str, Any]
-
-# Windows of the SAMCL data preparation, in HU; see `normalise`.
-ABDOMEN_WINDOW = (-200.0, 300.0)
-LUNG_WINDOW = (-1350.0, 150.0)
-
-
-def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] | None = None) -> Tensor:
-    """Scale intensities to [0, 1].
-
-    CT is clipped to a window in HU, MR at its 99th percentile. Without a window, CT of the chest (lung makes up more
-    than 12 % of lung and soft tissue together) gets [-1350, 150] HU, other CT [-200, 300] HU.
-
-    Args:
-        image: (1, *S).
-        modality: "ct", "mr" or "auto": CT where the darkest percentile lies below -200.
-        ct_window: low and high in HU.
-
-    Raises:
-        InputError: unknown modality, or a window that is not two rising numbers.
-    """
-    if modality not in ("ct", "mr", "auto"):
-        raise InputError(f"found modality '{modality}', expected ct, mr or auto")
-    if ct_window is not None and (len(ct_window) != 2 or not ct_window[0] < ct_window[1]):
-        raise InputError(f"found ct_window {list(ct_window)}, expected two rising numbers in HU")
-    if modality == "auto":
-        modality = "ct" if looks_like_ct(image) else "mr"
-    if modality == "mr":
-        # An image that is all background but for a speck has no 99th percentile of its own.
-        upper = 99 if np.percentile(image.numpy(), 99) > float(image.min()) else 100
-        scaled = ScaleIntensityRangePercentiles(lower=0, upper=upper, b_min=0.0, b_max=1.0, clip=True)(image)
-    else:
-        low, high = ct_window if ct_window is not None else _ct_window(image)
-        scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image)
-    return torch.as_tensor(np.asarray(scaled), dtype=torch.float32)
-
-
-def looks_like_ct(image: Tensor) -> bool:
-    """Whether intensities are Hounsfield units: the darkest percentile lies below -200."""
-    return bool(np.percentile(image.numpy(), 1) < -200)
-
-
-def shows_chest(image: Tensor) -> bool:
-    """Whether a CT shows a chest: more than 12 % of lung and soft tissue together is lung."""
-    lung = int(((image > -950) & (image < -550)).sum())
-    tissue = int(((image > -300) & (image < 300)).sum())
-    return lung > 0.12 * (lung + tissue)
-
-
-def _ct_window(image: Tensor) -> tuple[float, float]:
-    return LUNG_WINDOW if shows_chest(image) else ABDOMEN_WINDOW
-
-
-def _anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Blur what the target grid cannot hold, before it is sampled there."""
-    step = np.linalg.norm(np.linalg.inv(target.affine)[:-1, :-1] @ source.affine[:-1, :-1], axis=0)
-    sigma = np.maximum(0.0, 0.5 * (1 / step - 1))
-    if not sigma.any():
-        return image
-    return torch.from_numpy(gaussian_filter(image[0].numpy(), sigma, truncate=3))[None]
 
 
 def stack_pairs(samples: Sequence[Sample]) -> Tensor:
@@ -127,7 +58,7 @@ def prepare_item(entry: Mapping[str, Any]) -> Sample:
     def place(volume: Tensor, mode: str) -> Tensor:
         return volume if mapping is None else warp(volume[None], mapping, mode=mode)[0]
 
-    item: Sample = {"image": place(image if same else _anti_alias(image, source, target), "bilinear")}
+    item: Sample = {"image": place(image if same else anti_alias(image, source, target), "bilinear")}
     mask = torch.ones_like(voxels)
     if entry.get("mask"):
         mask = (read_label(entry["mask"], source, dims, role="mask") > 0).float()
@@ -176,7 +107,8 @@ class PairDataset(Dataset):
         data: pairs (see :func:`~shared.data.learn2reg.read_pairs`) or a plain list of ``{image, label}``.
         spatial_size: voxels of the network's grid.
         spacing_mm: voxel size of the grid; ``None`` stretches it over the fixed image's field of view.
-        ct_window: HU window for CT; ``None`` tells chest from the rest by the first CT, for all pairs alike.
+        ct_window: HU window for CT; ``None`` tells chest from the rest by the first CT of each task, for all of its
+            pairs alike.
         cache_num: how many images stay in memory.
         mask_as_label: use the mask as label where a pair has no label map (lung CT).
         mask_images: set both images to zero outside their masks.
@@ -199,10 +131,12 @@ class PairDataset(Dataset):
     ) -> None:
         self.pairs = pairs_of_items(data)
         _check_lattice(spatial_size, spacing_mm)
-        self.size, self.spacing_mm, self.ct_window = tuple(spatial_size), spacing_mm, ct_window
+        self.size, self.spacing_mm = tuple(spatial_size), spacing_mm
         self.mask_as_label, self.mask_images = mask_as_label, mask_images
-        if ct_window is None:
-            self.ct_window = self._first_ct_window()
+        self.ct_windows = {
+            task: self._first_ct_window(pairs[0]) if ct_window is None else ct_window
+            for task, pairs in by_task(self.pairs).items()
+        }
         self._headers: dict[str, Grid] = {}
         self._network_grids: dict[str, Grid] = {}
         self._entries: dict[tuple, int] = {}
@@ -220,14 +154,14 @@ class PairDataset(Dataset):
         except RuntimeError as error:
             raise _unwrap(error) from None
 
-    def _first_ct_window(self) -> Sequence[float] | None:
-        """Choose one window for all pairs, by the first CT: two windows within a pair would be two contrasts."""
+    def _first_ct_window(self, pair: Mapping[str, Any]) -> Sequence[float] | None:
+        """Choose one window for a whole task, by its first CT: two windows within a pair would be two contrasts."""
         for side in ("fixed", "moving"):
-            modality = self.pairs[0].get(f"{side}_modality", "auto")
+            modality = pair.get(f"{side}_modality", "auto")
             if modality != "mr":
-                image, _ = read_image(self.pairs[0][f"{side}_image"], len(self.size))
+                image, _ = read_image(pair[f"{side}_image"], len(self.size))
                 if modality == "ct" or looks_like_ct(image):
-                    return _ct_window(image)
+                    return find_ct_window(image)
         return None
 
     def _grid(self, path: str) -> Grid:
@@ -246,11 +180,12 @@ class PairDataset(Dataset):
         label = label_file(pair, side) if self.mask_as_label else pair.get(f"{side}_label")
         files = {"image": pair[f"{side}_image"], "label": label, "mask": pair.get(f"{side}_mask")}
         self._grid(files["image"])
-        key = (*files.values(), grid.key)
+        window = self.ct_windows[task_of(pair)]
+        key = (*files.values(), grid.key, str(window))
         if key not in self._entries:
             self._entries[key] = len(entries)
             modality = pair.get(f"{side}_modality", "auto")
-            entries.append({**files, "grid": grid, "modality": modality, "ct_window": self.ct_window})
+            entries.append({**files, "grid": grid, "modality": modality, "ct_window": window})
         return self._entries[key]
 
     def __len__(self) -> int:
@@ -269,7 +204,7 @@ class PairDataset(Dataset):
                 f"{pair['moving_image']}: does not overlap with {pair['fixed_image']}: found the boxes "
                 f"({grids['moving'].box_mm()}) and ({grids['fixed'].box_mm()}), expected images in one world frame"
             )
-        sample: Sample = {"pair": pair, "grids": grids, "task": pair.get("task", "images")}
+        sample: Sample = {"pair": pair, "grids": grids, "task": task_of(pair)}
         for side, item in (("fixed", fixed), ("moving", moving)):
             sample.update({f"{side}_{k}": v for k, v in item.items() if k != "labels"})
             points = pair.get(f"{side}_points")
@@ -286,12 +221,13 @@ class PairDataset(Dataset):
     def settings(self) -> dict[str, Any]:
         """Return what decides the samples: options, and a digest of the pairs' file names."""
         names = [[f"{k}={Path(str(pair[k])).name}" for k in sorted(pair)] for pair in self.pairs]
+        windows = {task: str(window) for task, window in self.ct_windows.items()}
         return {
             "pairs": len(self.pairs),
             "files": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
             "spatial_size": str(self.size),
             "spacing_mm": str(self.spacing_mm),
-            "ct_window": str(self.ct_window),
+            "ct_window": windows if len(set(windows.values())) > 1 else next(iter(windows.values())),
             "mask_as_label": self.mask_as_label,
             "mask_images": self.mask_images,
         }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from .learn2reg import by_task, pairs_of_items
 from .pairs import PairDataset, Sample
 
-__all__ = ["PooledPairs"]
+__all__ = ["PooledPairs", "pooled_pairs"]
 
 
 class PooledPairs(Dataset):
@@ -58,3 +59,25 @@ class PooledPairs(Dataset):
         """
         for dataset in self.datasets:
             dataset.check()
+
+
+def pooled_pairs(
+    data: Sequence[Mapping[str, Any]], spatial_size: Sequence[int], **options: Any
+) -> PairDataset | PooledPairs:
+    """Return pairs of one or several tasks as a dataset in which each task has the same share.
+
+    Takes the place of :class:`PairDataset` in a config: what that is given holds for every task.
+
+    Args:
+        data: pairs, whose ``task`` says where they belong, or a plain list of ``{image, label}``, which is one task.
+        spatial_size: voxels of the network's grid.
+        options: of :class:`PairDataset`.
+
+    Returns:
+        a :class:`PairDataset` where there is one task, else :class:`PooledPairs`.
+
+    Raises:
+        InputError: as :class:`PairDataset`.
+    """
+    datasets = [PairDataset(pairs, spatial_size, **options) for pairs in by_task(pairs_of_items(data)).values()]
+    return datasets[0] if len(datasets) == 1 else PooledPairs(datasets)

@@ -1,6 +1,7 @@
 """Losses for registration: images, labels, landmarks and the field itself."""
 
 from .landmarks import LandmarkLoss
+from .objective import Objective, prepare_sample
 from .overlap import SoftDiceLoss, label_probabilities, soft_dice
 from .regularity import BendingEnergyLoss, FoldingLoss, MembraneEnergyLoss
 from .similarity import LocalNCCLoss, MINDSSCLoss, mind_ssc
@@ -12,8 +13,10 @@ __all__ = [
     "LocalNCCLoss",
     "MINDSSCLoss",
     "MembraneEnergyLoss",
+    "Objective",
     "SoftDiceLoss",
     "label_probabilities",
     "mind_ssc",
+    "prepare_sample",
     "soft_dice",
 ]

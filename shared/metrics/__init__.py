@@ -9,7 +9,16 @@ from .continual import (
     summary,
     unseen_average,
 )
-from .registration import METRICS, assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from .registration import (
+    METRICS,
+    assd_per_label,
+    dice_per_label,
+    fold_percent,
+    hd95_per_label,
+    round_trip_mm,
+    sdlogj,
+    tre_mm,
+)
 
 __all__ = [
     "METRICS",
@@ -22,6 +31,7 @@ __all__ = [
     "forward_transfer",
     "hd95_per_label",
     "intransigence",
+    "round_trip_mm",
     "sdlogj",
     "summary",
     "tre_mm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.pairs import ABDOMEN_WINDOW, looks_like_ct, shows_chest
+from ..data.intensity import ABDOMEN_WINDOW, looks_like_ct, shows_chest
 from ..errors import InputError
 
 __all__ = ["normalise_pair"]

@@ -20,8 +20,9 @@ __all__ = ["Stage", "fit_to_memory", "plan", "stiffen"]
 
 # Voxel length of the finest level, where the image's own are small enough,
 FINEST_MM = 2.0
-# and the extent of the fixed image over this: 1.6 mm for a head.
+# and the extent of the fixed image over this: 1.6 mm for a head. What two modalities share is not that fine.
 FINEST_SHARE = 110
+FINEST_SHARE_ACROSS = 64
 MOST_VOXELS = 2_000_000
 # Voxels that the coarsest level leaves along the larger axes of the smaller field of view, at least.
 FEWEST_VOXELS = 16
@@ -55,7 +56,7 @@ def plan(fixed: Grid, moving: Grid, settings: OptimiseSettings, multimodal: bool
         settings: options that override the above.
         multimodal: whether the modalities differ.
     """
-    lengths = list(settings.levels_mm) if settings.levels_mm is not None else _lengths(fixed, moving)
+    lengths = list(settings.levels_mm) if settings.levels_mm is not None else _lengths(fixed, moving, multimodal)
     fine = settings.similarity if settings.similarity != "auto" else ("mind" if multimodal else "lncc")
     count = len(lengths)
     stages = []
@@ -93,11 +94,12 @@ def _stiffness(left: int, multimodal: bool, motion: str) -> Stiffness:
     return Stiffness(step=1.75, update=1.0, field=field)
 
 
-def _lengths(fixed: Grid, moving: Grid) -> list[float]:
+def _lengths(fixed: Grid, moving: Grid, multimodal: bool) -> list[float]:
     extents = [np.sort(np.array(g.shape) * g.spacing_mm)[-2:] for g in (fixed, moving)]
     smaller = min(float(np.sqrt(e.prod())) for e in extents)
     volume = float(np.prod(np.array(fixed.shape) * fixed.spacing_mm))
-    finest = min(FINEST_MM, float(np.sqrt(extents[0].prod())) / FINEST_SHARE)
+    share = FINEST_SHARE_ACROSS if multimodal else FINEST_SHARE
+    finest = min(FINEST_MM, float(np.sqrt(extents[0].prod())) / share)
     # No finer than the sharper image is along its two finer axes.
     own = min(float(np.sort(g.spacing_mm)[:2].mean()) for g in (fixed, moving))
     finest = max(finest, (volume / MOST_VOXELS) ** (1 / len(fixed.shape)), own)

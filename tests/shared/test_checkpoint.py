@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.checkpoint import handler_states, plain, restore_handlers
+from shared.checkpoint import handler_states, plain, restore_handlers, tensor_bytes
 from shared.files import load_tensors, save_tensors
 
 
@@ -71,3 +71,13 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_left_out_with_a_warning():
     with pytest.warns(UserWarning, match="Stateful 0: its state holds more than tensors"):
         states = handler_states([Stateful(object()), Stateful(2)])
     assert states == {"Stateful 1": {"value": 2}}
+
+
+def test_bytes_of_nested_tensors_are_counted():
+    content = {
+        "a": torch.zeros(3),
+        "b": [torch.zeros(2, dtype=torch.int16), ({"c": torch.zeros(1)},)],
+        "d": 5,
+        "e": "x",
+    }
+    assert tensor_bytes(content) == 12 + 4 + 4

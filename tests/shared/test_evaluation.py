@@ -14,10 +14,13 @@ from bundles.samcl.scripts.network import LKUNet
 from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer
 from bundles.samcl.scripts.strategies import SAMCL
 from bundles.samcl.scripts.trainer import ContinualTrainer
+from shared.data.corruption import CorruptedPairs
 from shared.data.learn2reg import read_pairs
 from shared.data.pairs import PairDataset
+from shared.data.pooled import pooled_pairs
 from shared.data.synthetic import write_registration_tasks
 from shared.evaluation import RegistrationEvaluator, format_table, score_pair, summarise, validation_title
+from shared.fields import compose, invert
 from shared.transform_io import to_native
 from tests.learn2reg_folder import affine, blobs, save
 
@@ -114,6 +117,54 @@ def test_the_heading_says_when_scored_images_were_trained_on(tmp_path):
     assert validation_title(one, one) == "shifted, validation pairs (2 of 2 images were trained on)"
 
 
+def still(image, network):
+    """Register nothing."""
+    return {"ddf": torch.zeros(1, image.ndim - 2, *image.shape[2:])}
+
+
+def tasks_of_pairs(folder, counts: dict[str, int]) -> list[dict[str, str]]:
+    """Write pairs of several tasks, each with a shift of its own."""
+    pairs = []
+    for shift, (task, count) in enumerate(counts.items(), start=1):
+        for number in range(count):
+            (folder / f"{task}{number}").mkdir()
+            pairs.append({**shifted_pair(folder / f"{task}{number}", 2, shift), "task": task})
+    return pairs
+
+
+def evaluate(folder, pairs, capsys) -> tuple[dict, list[str], dict]:
+    """Return what was written and printed, and the evaluator's metrics."""
+    dataset = PairDataset(pairs, (24, 20))
+    evaluator = RegistrationEvaluator(torch.device("cpu"), dataset, torch.nn.Identity(), still, folder, picture=False)
+    evaluator.run()
+    summary = json.loads((folder / "validation_summary.json").read_text())
+    return summary, capsys.readouterr().out.splitlines(), evaluator.state.metrics
+
+
+def test_several_tasks_are_shown_each_and_together(tmp_path, capsys):
+    pairs = tasks_of_pairs(tmp_path, {"brain": 2, "lung": 1})
+    summary, lines, metrics = evaluate(tmp_path / "all", pairs, capsys)
+    assert summary["pairs"] == 3
+    assert summary["metrics"]["tre_mm"]["mean"] == pytest.approx((2 + 2 + 4) / 3)  # shifts of 1, 1 and 2 voxels of 2 mm
+    assert metrics["tre_mm"] == summary["metrics"]["tre_mm"]["mean"]
+    assert list(summary["tasks"]) == ["brain", "lung"]
+    for task, own in (("brain", pairs[:2]), ("lung", pairs[2:])):
+        alone, _, _ = evaluate(tmp_path / task, own, capsys)
+        assert summary["tasks"][task] == alone["metrics"]
+        assert "tasks" not in alone
+    headings = [line for line in lines if line.endswith(("pairs", "sd"))]
+    assert headings == ["validation pairs: 3 pairs, mean +- sd", "brain: 2 pairs", "lung: 1 pairs"]
+    tre = [line for line in lines if line.split()[:1] == ["after"]]
+    assert ["2.667 +- 0.943" in tre[0], "2.000 +- 0.000" in tre[1], "4.000 +- 0.000" in tre[2]] == [True] * 3
+
+
+def test_the_heading_names_all_tasks(tmp_path):
+    pairs = tasks_of_pairs(tmp_path, {"brain": 1, "lung": 1})
+    training = pooled_pairs(pairs, (8, 8))
+    validation = PairDataset(pairs, (8, 8))
+    assert validation_title(training, validation) == ("brain+lung, validation pairs (4 of 4 images were trained on)")
+
+
 def test_summary_leaves_out_what_is_missing():
     rows = [{"task": "a", "dice": 0.5, "tre_mm": float("nan")}, {"task": "a", "dice": 0.7}]
     summary = summarise(rows)
@@ -150,3 +201,24 @@ def test_two_dimensional_data_goes_all_the_way(tmp_path):
     cases = list(csv.DictReader((tmp_path / "scores" / "scores_cases.csv").open()))
     assert [c["fixed"] for c in cases] == ["fixed.nii.gz"]
     assert (tmp_path / "scores" / "scores_example.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_extra_motion_counts_as_part_of_the_way(tmp_path):
+    """A network that finds the whole way from the moved image scores as if nothing had been moved."""
+    dataset = PairDataset([shifted_pair(tmp_path, 3)], (24, 20, 16))
+    moved = CorruptedPairs(dataset, "motion")
+    shift = torch.zeros(1, 3, 24, 20, 16)
+    shift[:, 0] = 2.0
+    back = invert(moved[0]["motion"])[0]
+    scores = {}
+    for name, ddf in {"found": compose(back, shift), "ignored": shift}.items():
+        evaluator = RegistrationEvaluator(
+            torch.device("cpu"), moved, torch.nn.Identity(), lambda *_, ddf=ddf: {"ddf": ddf}, tmp_path / name
+        )
+        evaluator.run()
+        scores[name] = evaluator.state.metrics
+    assert scores["found"]["dice"] > scores["ignored"]["dice"]
+    assert scores["found"]["tre_mm"] < 0.1
+    assert scores["ignored"]["tre_mm"] > 0.4
+    summary = json.loads((tmp_path / "found" / "validation_summary.json").read_text())
+    assert summary["seconds_per_pair"] > 0

@@ -22,6 +22,7 @@ SCORES = {
     "tre_mm": (11.5, 8.2, 0.7, 0.9),
     "folds_percent": (math.nan, 0.03, 0.004, 0.01),
     "sdlogj": (math.nan, 0.17, 0.006, 0.015),
+    "round_trip_mm": (math.nan, 0.12, 0.004, 0.02),
 }
 # strategy -> how much of a learnt task is lost, compared to the table above
 FORGETS = {"samcl": 1.0, "er": 0.8, "mer": 1.2, "ewc": 2.2, "sequential": 4.0, "joint": 0.0, "single": 1.0}

@@ -85,6 +85,16 @@ def test_a_chain_writes_its_results(whole):
     assert record["seed"] == 0
 
 
+def test_the_cascade_is_a_network_for_a_chain_too(tiny_data, tmp_path):
+    options = ["--configs", "cascade", "--spatial_size", "[16,16,16]", "--checkpoints", "1", "--batch_size", "1"]
+    result = call(tiny_data, tmp_path / "chain", *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = json.loads((tmp_path / "chain" / "summary.json").read_text())
+    assert 0 < summary["metrics"]["dice"]["final_average"] < 1
+    weights = load_tensors(tmp_path / "chain" / "02_synth_lung_ct" / "run" / "model.pt")
+    assert any(name.startswith("corrections") for name in weights)
+
+
 def test_the_matrix_is_the_mean_of_the_cases(whole):
     out, _ = whole
     cases = [r for r in read_rows(out / "cases.csv") if r["stage"] == "02_synth_lung_ct" and r["task"] == TASKS[0]]

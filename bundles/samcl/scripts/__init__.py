@@ -2,22 +2,27 @@
 
 from pathlib import Path
 
+from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
+from shared.data.pooled import pooled_pairs
+from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
+from shared.export import export_network
 from shared.handlers import TrainingLog
+from shared.inference import register_files
+from shared.networks import SymmetricCascade
+from shared.scoring import evaluate_tasks
+from shared.weights import load_weights
 
 from .consolidation import EWC, SI, LwF
-from .distributed import local_device, start_processes, stop_processes
 from .gradient_projection import GPM
-from .inference import load_pairs, register_files
 from .memory import ReservoirMemory
 from .network import LKUNet
 from .objective import RegistrationObjective, VelocityInferer
-from .pooling import pooled_pairs
-from .scoring import evaluate_tasks
+from .pooling import load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
-from .trainer import ContinualTrainer, load_weights
+from .trainer import ContinualTrainer
 
 BUNDLE_ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -39,10 +44,13 @@ __all__ = [
     "ReservoirMemory",
     "Sequential",
     "SharpnessAware",
+    "SymmetricCascade",
     "TrainingLog",
     "VelocityInferer",
     "evaluate_tasks",
+    "export_network",
     "load_pairs",
+    "load_tasks",
     "load_weights",
     "local_device",
     "pooled_pairs",

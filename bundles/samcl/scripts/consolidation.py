@@ -18,9 +18,9 @@ from shared.continual import (
     quadratic_penalty,
 )
 from shared.data.pairs import Sample
+from shared.weights import trainable, unwrap
 
 from .strategies import Parts, Strategy
-from .weights import trainable, unwrap
 
 if TYPE_CHECKING:
     from .trainer import ContinualTrainer
@@ -208,7 +208,7 @@ class LwF(Strategy):
         def distillation(image: Tensor, dvf: Tensor) -> Parts:
             assert teacher is not None
             with torch.no_grad():
-                target = trainer.velocity(teacher, image)
+                target = trainer.predict(image, teacher)
             return {"distillation": self.strength * F.mse_loss(dvf.float(), target.float())}
 
         parts = trainer.backward(samples, extra=None if teacher is None else distillation)

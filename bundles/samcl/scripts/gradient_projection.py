@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from shared.continual import extend_basis, input_columns, project_out
 from shared.data.pairs import Sample, stack_pairs
+from shared.distributed import from_first_rank
+from shared.networks.convolution import Conv3
+from shared.weights import trainable, unwrap
 
-from .distributed import from_first_rank
-from .layers import Conv3, LargeKernelBlock
+from .layers import LargeKernelBlock
 from .strategies import Parts, Strategy
-from .weights import trainable, unwrap
 
 if TYPE_CHECKING:
     from .trainer import ContinualTrainer
@@ -71,7 +72,7 @@ class GPM(Strategy):
             free = name in self.bases and weight.grad is not None
             # An optimizer leaves weights without a gradient alone.
             weight.grad = project_out(weight.grad, self.bases[name], transposed[name]) if free else None  # type: ignore[arg-type]
-        before = {name: weights[name].detach().clone() for name in self.bases}
+        before = {name: weights[name].detach().clone() for name in self.bases if name in weights}
         trainer.optimizer.step()
         with torch.no_grad():
             for name, old in before.items():
@@ -110,7 +111,7 @@ class GPM(Strategy):
         ]
         try:
             for sample in trainer.draw_pairs(self.samples):
-                trainer.velocity(network, stack_pairs([sample]))
+                trainer.predict(stack_pairs([sample]), network)
         finally:
             for hook in hooks:
                 hook.remove()

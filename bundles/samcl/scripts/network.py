@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from .layers import Conv3, LargeKernelBlock
+from shared.networks.convolution import Conv3
+
+from .layers import LargeKernelBlock
 
 __all__ = ["LKUNet"]
 

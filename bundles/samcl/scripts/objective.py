@@ -20,16 +20,11 @@ from shared.losses import (
     MembraneEnergyLoss,
     MINDSSCLoss,
     SoftDiceLoss,
-    label_probabilities,
+    prepare_sample,
 )
 from shared.warp import warp, warp_points
 
 __all__ = ["RegistrationObjective", "VelocityInferer", "half_deformations"]
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for it: from pinned memory, where the device is a GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def half_deformations(dvf: Tensor, steps: int = 7, downsize: int = 1) -> tuple[Tensor, Tensor]:
@@ -45,7 +40,7 @@ def half_deformations(dvf: Tensor, steps: int = 7, downsize: int = 1) -> tuple[T
     coarse = [max(2, n // downsize) for n in size]
     velocity = dvf.float() if downsize == 1 else resize(dvf.float(), coarse)
     fields = exponentiate(torch.cat([velocity, -velocity]), steps)
-    half, half_inv = (fields if downsize == 1 else resize(fields, size)).chunk(2)
+    half, half_inv = (fields if downsize == 1 else resize(fields, list(size))).chunk(2)
     return half, half_inv
 
 
@@ -130,12 +125,7 @@ class RegistrationObjective(nn.Module):
 
     def prepare(self, sample: Sample, device: torch.device) -> Sample:
         """Move a sample to the device and smooth its labels once, for all passes of a step over it."""
-        ready: Sample = {k: _to(v, device) if isinstance(v, Tensor) else v for k, v in sample.items()}
-        if self.weights["overlap"] and ready.get("labels"):
-            for side in ("fixed", "moving"):
-                label = ready[f"{side}_label"][None]
-                ready[f"{side}_probabilities"] = label_probabilities(label, ready["labels"], self.label_sigma)
-        return ready
+        return prepare_sample(sample, device, self.label_sigma if self.weights["overlap"] else None)
 
     def forward(self, dvf: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its unweighted parts by name.

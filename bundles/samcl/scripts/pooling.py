@@ -1,4 +1,4 @@
-"""The pairs of several tasks as one set of training data."""
+"""The pairs of several tasks, each from a folder of its own, as one list."""
 
 from __future__ import annotations
 
@@ -6,33 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.data.pairs import PairDataset
-from shared.data.pooled import PooledPairs
+from shared.data.embedded import load_pairs, task_name
 from shared.errors import InputError
 
-from .inference import load_pairs
-
-__all__ = ["pooled_pairs"]
+__all__ = ["load_tasks"]
 
 
-def pooled_pairs(
-    data: Sequence[tuple[str | Path, str]], spatial_size: Sequence[int], with_self: bool = False, **options: Any
-) -> PooledPairs:
-    """Return the training pairs of several tasks, each with the same share (joint training).
-
-    Takes the place of :class:`~shared.data.pairs.PairDataset` in a config: what that is given holds for every task, so
-    that ``paper.json`` and the command line reach it here too.
+def load_tasks(tasks: Sequence[tuple[str | Path, str]], split: str, with_self: bool = False) -> list[dict[str, Any]]:
+    """Return the pairs of several tasks, one task after another; embedded tasks are written where they are missing.
 
     Args:
-        data: (dataset_dir, task) of each task; an embedded task is written first where it is missing.
-        spatial_size: voxels of the network's grid.
+        tasks: (dataset_dir, task) of each.
+        split: "train", "val" or "test".
         with_self: also pairs of an image with itself.
-        options: of ``PairDataset``.
 
     Raises:
-        InputError: not a list of such pairs, or as :func:`load_pairs` and ``PairDataset``.
+        InputError: not a list of such pairs, a task given twice, or as :func:`load_pairs`.
     """
-    if isinstance(data, str) or any(isinstance(entry, str) or len(entry) != 2 for entry in data):
-        raise InputError(f"found tasks {data}, expected a list of [dataset_dir, task]")
-    pairs = [load_pairs(folder, task, "train", with_self) for folder, task in data]
-    return PooledPairs([PairDataset(p, spatial_size, **options) for p in pairs])
+    if isinstance(tasks, str) or any(isinstance(entry, str) or len(entry) != 2 for entry in tasks):
+        raise InputError(f"found tasks {tasks}, expected a list of [dataset_dir, task]")
+    task_name([task for _, task in tasks])
+    return [pair for folder, task in tasks for pair in load_pairs(folder, task, split, with_self)]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from shared.continual import interpolate, project_conflict
 from shared.data.pairs import Sample
+from shared.distributed import on_all_ranks
+from shared.weights import trainable
 
-from .distributed import on_all_ranks
 from .memory import ReservoirMemory
 from .sam import SAM
-from .weights import trainable
 
 if TYPE_CHECKING:
     from .trainer import ContinualTrainer

@@ -1,261 +1,101 @@
-"""The continual trainer: MONAI's supervised trainer, with a strategy in the place of the single optimizer step."""
+"""The continual trainer: the registration trainer with a strategy in the place of the single optimizer step."""
 
 from __future__ import annotations
 
-import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from ignite.engine import Engine, Events, RemovableEventHandle
-from monai.engines import SupervisedTrainer
-from monai.engines.utils import IterationEvents
-from monai.inferers import Inferer
-from monai.utils import ensure_tuple
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from shared.checkpoint import restore_handlers
-from shared.data.pairs import Sample, stack_pairs
-from shared.data.sampler import ResumableSampler
+from shared.checkpoint import tensor_bytes
+from shared.data.pairs import Sample
+from shared.errors import InputError
 from shared.run_directory import RunDirectory
-from shared.settings import digest
+from shared.trainer import RegistrationTrainer
 
-from .checkpoint import costs, restore, save_checkpoint
-from .objective import RegistrationObjective
 from .strategies import Strategy
-from .weights import load_weights, unwrap
 
-__all__ = ["ContinualTrainer", "load_weights", "unwrap"]
+__all__ = ["ContinualTrainer"]
 
 
-class ContinualTrainer(SupervisedTrainer):
-    """Train on one task with a continual strategy; all MONAI and ignite handlers work on it.
+class ContinualTrainer(RegistrationTrainer):
+    """Train on one task with a continual strategy.
 
-    A run goes on where it was stopped, at the last epoch's end, and ends with the weights of an unbroken run (same
-    machine, CPU, same seed: bit for bit). ``init_from`` carries weights, moments and memory of the previous task on.
+    ``init_from`` carries weights, moments, what the strategy knows and its memory of the previous task on.
 
     Args:
-        device: where to train.
-        network: takes (B, 2, *S), gives the velocity; may be wrapped in ``DistributedDataParallel``.
-        optimizer: over the network's parameters.
-        loss_function: see :class:`RegistrationObjective`.
-        dataset: of training pairs.
         strategy: see ``strategies.py``.
-        run_dir: folder of the run.
-        init_from: run_dir of the previous task, or a weights file; None starts afresh.
-        task: name, for the record.
-        batch_size: pairs an iteration and process.
-        max_epochs: number of checkpoints.
-        epoch_length: iterations from one checkpoint to the next.
-        seed: of the order of pairs and of the memory's draws.
-        autocast: None, or "bfloat16" for the network's forward pass.
-        num_workers: data loading processes.
-        scheduler: a torch learning rate scheduler, stepped once an iteration; its state is in the checkpoint, and so
-            are those of schedulers attached as handlers.
-        inferer: kept for handlers and hosts that ask for it.
-        train_handlers: MONAI and ignite handlers.
+        options: of :class:`~shared.trainer.RegistrationTrainer`.
 
     Raises:
-        InputError: run_dir holds a run with other settings, or ``init_from`` does not fit.
-        ValueError: an unknown ``autocast``.
+        InputError: as there; or a run with a memory that another number of processes made.
+        ValueError: as there.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss_function: RegistrationObjective,
-        dataset: torch.utils.data.Dataset,
-        strategy: Strategy,
-        run_dir: str | Path,
-        init_from: str | Path | None = None,
-        task: str = "images",
-        batch_size: int = 1,
-        max_epochs: int = 1,
-        epoch_length: int = 1,
-        seed: int = 0,
-        autocast: str | None = None,
-        num_workers: int = 0,
-        scheduler: Any = None,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if autocast not in (None, "bfloat16"):
-            raise ValueError(f"found autocast '{autocast}', expected null or bfloat16")
-        if kwargs.get("amp"):
-            raise ValueError("found amp, expected autocast: bfloat16 needs no loss scaling, which SAM would break")
-        self.rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        self.strategy, self.task, self.seed, self.batch_size = strategy, task, seed, batch_size
-        self.run_directory = RunDirectory(run_dir, self.rank)
-        self.init_from = Path(init_from).resolve() if init_from else None
-        self.autocast, self.scheduler = autocast, scheduler
-        self.generator = torch.Generator()
-        self.passes = 0
-        self.seconds, self._clock = 0.0, 0.0
-        self.task_ended = False
-        self.log_rows: list[dict[str, float]] = []
-        self.handlers: list[Any] = list(ensure_tuple(train_handlers or ()))
-        self.sampler = ResumableSampler(len(dataset), seed, self.rank, self.world)  # type: ignore[arg-type]
-        loader = DataLoader(
-            dataset, batch_size=batch_size, sampler=self.sampler, num_workers=num_workers, collate_fn=list
-        )
-        super().__init__(
-            device=device,
-            max_epochs=max_epochs,
-            train_data_loader=loader,
-            network=network,
-            optimizer=optimizer,
-            loss_function=loss_function,
-            epoch_length=epoch_length,
-            inferer=inferer,
-            train_handlers=train_handlers,
-            decollate=False,
-            **kwargs,
-        )
-        self._resumed: dict[str, Any] | None = None
-        self._saves = False
-        # After the handlers' own: a checkpoint loader that a host adds must not overwrite a resumed state.
-        self.add_event_handler(Events.STARTED, lambda engine: engine._keep_resumed_state())
+    def __init__(self, *, strategy: Strategy, **options: Any) -> None:
+        self.strategy = strategy
+        super().__init__(**options)
 
-    def add_event_handler(self, event_name: Any, handler: Callable, *args: Any, **kwargs: Any) -> RemovableEventHandle:
-        """Register a handler, as in ignite; a state that it keeps goes into the checkpoint."""
-        self.handlers.append(handler)
-        return super().add_event_handler(event_name, handler, *args, **kwargs)
+    def learn(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Let the strategy do one iteration."""
+        return self.strategy.step(self, samples)
 
-    # -- one iteration -------------------------------------------------------------------------------------------------
-
-    def prepare(self, sample: Sample) -> Sample:
-        """Move a sample to the device, ready for :meth:`backward`."""
-        return self.loss_function.prepare(sample, self.state.device)
-
-    def velocity(self, network: nn.Module, image: Tensor) -> Tensor:
-        """Return a network's velocity for ``image`` (B, 2, *S), computed as training does: under ``autocast``."""
-        device = torch.device(self.state.device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast == "bfloat16"):
-            return network(image)
-
-    def backward(
-        self, samples: Sequence[Sample], extra: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
-    ) -> dict[str, Tensor]:
-        """Leave the gradient of the mean loss of prepared samples in the parameters; return the parts by name.
-
-        Args:
-            samples: of :meth:`prepare`.
-            extra: returns terms by name, for the network's input and its velocity, that are added to the loss. The
-                part ``loss`` stays the objective alone, comparable between strategies.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        image = stack_pairs(samples)
-        dvf = self.velocity(self.network, image)
-        self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        loss, parts = self.loss_function(dvf, samples)
-        more = extra(image, dvf) if extra is not None else {}
-        total = torch.stack([loss, *more.values()]).sum() if more else loss
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
-        total.backward()
-        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.passes += len(samples)
-        return {"loss": loss.detach(), **parts, **{name: value.detach() for name, value in more.items()}}
-
-    def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Tensor]:
-        self.network.train()
-        self._reseed(f"{self.state.iteration} {self.rank}")
-        parts = self.strategy.step(self, batchdata)
-        if self.scheduler is not None:
-            self.scheduler.step()
-        engine.state.output = parts
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return parts
-
-    def _reseed(self, moment: str) -> None:
-        self.generator.manual_seed(zlib.crc32(f"{self.seed} {self.task} {moment}".encode()))
-
-    def draw_pairs(self, count: int) -> Iterator[Sample]:
-        """Yield up to ``count`` different training pairs, prepared; in ``end_task`` the same ones on every rank."""
-        dataset = self.data_loader.dataset
-        for index in torch.randperm(len(dataset), generator=self.generator)[:count].tolist():
-            yield self.prepare(dataset[index])
-
-    # -- the run -------------------------------------------------------------------------------------------------------
-
-    def settings(self) -> dict[str, Any]:
-        """Return everything that decides the result, in plain words."""
-        network, dataset = unwrap(self.network), self.data_loader.dataset
-        describe = getattr(network, "settings", dict)
-        return {
-            "task": self.task,
-            "data": dataset.settings(),
-            "network": {"class": type(network).__name__, "layers": str(network), **describe()},
-            "objective": self.loss_function.extra_repr(),
-            "optimizer": {k: str(v) for k, v in self.optimizer.param_groups[0].items() if k != "params"},
-            "strategy": self.strategy.settings(),
-            "iterations": self.state.max_epochs * self.state.epoch_length,
-            "batch_size": self.batch_size,
-            "world": self.world,
-            "seed": self.seed,
-            "autocast": self.autocast,
-            "scheduler": type(self.scheduler).__name__,
-            "init_from": str(self.init_from),
-        }
-
-    def run(self) -> None:
-        """Train, or go on training; a complete run only loads its model.
-
-        Raises:
-            InputError: see the class.
-        """
-        with self.run_directory.lock():
-            self._run()
-
-    def _run(self) -> None:
-        settings = self.settings()
-        self.run_directory.check_settings(settings)
-        if self.run_directory.is_done():
-            load_weights(self.network, self.run_directory.model)
-            if self.rank == 0:
-                print(f"{self.run_directory.path}: this run is complete; nothing to train", flush=True)
-            return
-        self._resumed = restore(self)
-        self._clock = time.perf_counter()
+    def begin(self) -> None:
+        """Let the strategy begin the task; from now on its memory writes into this run."""
+        memory = self.strategy.memory
+        if memory is not None and memory.folder != self.run_directory.memory:
+            memory.save(self.run_directory.memory)
         self.strategy.begin_task(self)
-        if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
-            super().run()
-        if not self.task_ended:
-            self._reseed("end")  # killed in end_task, a run does it again: with the same draws, alike on all ranks
-            self.strategy.end_task(self)
-            self.task_ended = True
-            self.save()
-        record = {"settings": digest(settings), "passes": self.passes, **costs(self)}
-        self.run_directory.finish(unwrap(self.network).state_dict(), record)
-        self.barrier()
 
-    def _keep_resumed_state(self) -> None:
-        if not self._saves:
-            # After the handlers' own, those that a host adds late too: the checkpoint holds what a scheduler did.
-            self.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.save())
-            self._saves = True
-        if self._resumed is not None:
-            unwrap(self.network).load_state_dict(self._resumed["network"])
-            restore_handlers(self.handlers, self._resumed["handlers"])
+    def end(self) -> None:
+        """Let the strategy end the task."""
+        self.strategy.end_task(self)
 
-    def save(self) -> None:
-        """Write a checkpoint: what a killed run goes on from.
+    def extra_settings(self) -> dict[str, Any]:
+        """Return the strategy's."""
+        return {"strategy": self.strategy.settings()}
 
-        Raises:
-            FloatingPointError: the weights are not finite; the last good checkpoint stays.
-        """
-        now = time.perf_counter()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-        save_checkpoint(self)
+    def extra_state(self) -> dict[str, Any]:
+        """Return what the strategy knows."""
+        return {"strategy": self.strategy.state_dict(), "strategy_name": type(self.strategy).__name__}
 
-    def barrier(self) -> None:
-        """Wait for the other ranks."""
-        if self.world > 1:
-            dist.barrier()
+    def load_extra_state(self, state: dict[str, Any], run: RunDirectory) -> None:
+        """Take up what the strategy knows and its memory."""
+        self._check_world(state, run)
+        self.strategy.load_state_dict(state["strategy"])
+        if self.strategy.memory is not None:
+            self.strategy.memory.load(run.memory, run.memory_index(state["iteration"]))
+
+    def inherit(self, state: dict[str, Any], previous: RunDirectory) -> None:
+        """Take over the memory of the previous task, and what the strategy knew if it was the same."""
+        self._check_world(state, previous)
+        strategy = self.strategy
+        if state["strategy_name"] == type(strategy).__name__:
+            strategy.load_state_dict(state["strategy"])
+        if strategy.memory is not None and previous.memory.is_dir():
+            index = previous.memory_index(state["iteration"])
+            strategy.memory.load(previous.memory, index, keep_folder=False)
+
+    def write_extra_files(self) -> None:
+        """Write this rank's memory."""
+        memory, run = self.strategy.memory, self.run_directory
+        if memory is not None:
+            run.save_memory_index(self.state.iteration, memory.save(run.memory))
+
+    def prune_extra_files(self) -> None:
+        """Delete the pairs that are no longer in the memory."""
+        if self.strategy.memory is not None:
+            self.run_directory.prune_memory_indices(self.state.iteration)
+            self.strategy.memory.prune()
+
+    def kept_bytes(self) -> int:
+        """Return the bytes of the memory and of what the strategy knows."""
+        memory = self.strategy.memory
+        return tensor_bytes(self.strategy.state_dict()) + (0 if memory is None else memory.nbytes)
+
+    def _check_world(self, state: dict[str, Any], run: RunDirectory) -> None:
+        if self.strategy.memory is not None and state["world"] != self.world:
+            raise InputError(
+                f"{run.path}: found a run of {state['world']} processes, each with a memory of its own; expected as "
+                f"many as now, {self.world}"
+            )

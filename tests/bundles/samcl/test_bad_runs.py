@@ -1,4 +1,4 @@
-"""Registration and training end on bad input with a message, and harm nothing that was written before."""
+"""Training and the command line end on bad input with a message, and harm nothing that was written before."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundles.samcl.scripts.inference import register_files
 from bundles.samcl.scripts.network import LKUNet
-from bundles.samcl.scripts.objective import RegistrationObjective, VelocityInferer
+from bundles.samcl.scripts.objective import RegistrationObjective
 from bundles.samcl.scripts.strategies import Sequential
-from bundles.samcl.scripts.trainer import ContinualTrainer, load_weights
+from bundles.samcl.scripts.trainer import ContinualTrainer
 from shared.data.pairs import PairDataset
 from shared.errors import InputError
 from shared.files import save_tensors
-from tests.bad_files import BAD_IMAGES, BAD_LABELS, truncated
+from tests.bad_files import truncated
 from tests.learn2reg_folder import blobs, oasis, save, write_folder, write_pair
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,71 +29,12 @@ def pair(tmp_path) -> dict[str, str]:
     return write_pair(tmp_path)
 
 
-# -- registration of files ---------------------------------------------------------------------------------------------
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def network(channels: int = 2) -> LKUNet:
     return LKUNet(spatial_dims=3, channels=channels, depth=1)
-
-
-def register(output: Path, **files) -> None:
-    register_files(network(), VelocityInferer(), torch.device("cpu"), output, NETWORK_SIZE, **files)
-
-
-@pytest.fixture
-def registered(tmp_path, pair) -> Path:
-    """Folder with the results of an earlier, good registration."""
-    register(tmp_path / "output", **pair)
-    return tmp_path / "output"
-
-
-@pytest.mark.parametrize("name", ["truncated", "4D", "NaN", "zero spacing"])
-def test_earlier_results_survive_a_bad_image(tmp_path, pair, registered, name):
-    BAD_IMAGES[name][0](tmp_path / "bad.nii.gz")
-    before = contents(registered)
-    assert {"warped.nii.gz", "displacement.nii.gz", "metrics.json"} <= set(before)
-    with pytest.raises(InputError, match=r"bad\.nii\.gz: .*" + BAD_IMAGES[name][1]):
-        register(registered, fixed_image=pair["fixed_image"], moving_image=tmp_path / "bad.nii.gz")
-    assert contents(registered) == before
-
-
-@pytest.mark.parametrize("name", BAD_LABELS)
-@pytest.mark.parametrize("side", ["fixed", "moving"])
-def test_earlier_results_survive_a_bad_label(tmp_path, pair, registered, name, side):
-    BAD_LABELS[name][0](tmp_path / "bad.nii.gz", "label")
-    before = contents(registered)
-    with pytest.raises(InputError, match=r"bad\.nii\.gz: "):
-        register(registered, **pair, **{f"{side}_label": tmp_path / "bad.nii.gz"})
-    assert contents(registered) == before
-
-
-@pytest.mark.parametrize("missing", ["fixed_image", "moving_image"])
-def test_one_image_alone(tmp_path, pair, missing):
-    del pair[missing]
-    with pytest.raises(InputError, match="found only one of fixed_image and moving_image, expected both"):
-        register(tmp_path / "output", **pair)
-    assert not (tmp_path / "output").exists()
-
-
-def test_an_output_folder_below_a_file(tmp_path, pair):
-    (tmp_path / "plain").write_text("x")
-    with pytest.raises(InputError, match=r"plain/output: cannot be written \(Not a directory\); expected a writable"):
-        register(tmp_path / "plain" / "output", **pair)
-    assert (tmp_path / "plain").read_text() == "x"
-
-
-@pytest.mark.parametrize("name", ["warped.nii.gz", "displacement.nii.gz", "metrics.json", "registration.png"])
-def test_a_full_disk_keeps_the_earlier_file_whole(pair, registered, name):
-    before = contents(registered)
-    (registered / f".tmp-{os.getpid()}-{name}").symlink_to("/dev/full")
-    with pytest.raises(InputError, match=rf"{name}: cannot be written \(No space left on device\)"):
-        register(registered, fixed_image=pair["moving_image"], moving_image=pair["fixed_image"])
-    assert contents(registered)[name] == before[name]
-    assert set(contents(registered)) == set(before)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -137,13 +77,6 @@ def test_init_from_a_model_of_another_architecture(tmp_path, pair):
         trainer(tmp_path / "second", pair, tmp_path / "first", channels=4).run()
     assert contents(tmp_path / "first") == before
     assert not (tmp_path / "second" / "model.pt").exists()
-
-
-@pytest.mark.parametrize("content", [{"state": {"a": 1}}, [1, 2], {"weight": "text"}])
-def test_weights_of_another_kind(tmp_path, content):
-    save_tensors(tmp_path / "model.pt", content)
-    with pytest.raises(InputError, match=r"model\.pt: holds "):
-        load_weights(network(), tmp_path / "model.pt")
 
 
 def test_a_full_disk_while_training_keeps_the_checkpoint(tmp_path, pair):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.samcl.scripts.checkpoint import restore
 from bundles.samcl.scripts.consolidation import EWC, SI, LwF
 from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, Sequential
 from shared.data.pairs import stack_pairs
-from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same, weights
+from shared.trainer_checkpoint import restore
+from tests.bundles.samcl.tiny import make_network, make_trainer
+from tests.tiny import TinyPairs, same, weights
 
 ALL_PLACES = 10**6
 

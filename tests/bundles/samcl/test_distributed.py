@@ -11,13 +11,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bundles.samcl.scripts.consolidation import EWC, SI, LwF
-from bundles.samcl.scripts.distributed import from_first_rank, on_all_ranks
 from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, SAMCL, Sequential
 from shared.data.pairs import stack_pairs
+from shared.distributed import from_first_rank, on_all_ranks
 from shared.files import load_tensors, save_tensors
-from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same
+from tests.bundles.samcl.tiny import make_network, make_trainer
+from tests.tiny import TinyPairs, same
 
 
 def free_port() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -11,12 +13,8 @@ from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware, Strategy
 from shared.files import load_tensors
-from tests.bundles.samcl.tiny import TinyPairs, make_trainer, same, weights
-
-
-class Killed(BaseException):
-    """Like a kill, nothing in the code may catch it."""
-
+from tests.bundles.samcl.tiny import make_trainer
+from tests.tiny import Killed, TinyPairs, kill_at, same, weights
 
 STRATEGIES = {
     "sequential": Sequential,
@@ -57,15 +55,8 @@ def test_two_tasks_in_pieces_end_with_the_same_bits(tmp_path, name, monkeypatch)
         options = {"dataset": TinyPairs(seed=number), "task": f"task{number}", "init_from": previous}
         return make_trainer(tmp_path / folder / str(number), make(), **options)
 
-    def kill_in_an_iteration(engine):
-        if engine.state.iteration == 3:
-            raise Killed
-
     def in_pieces(number: int):
-        trainer = task("pieces", number)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, kill_in_an_iteration)
-        with pytest.raises(Killed):
-            trainer.run()
+        kill_at(task("pieces", number), 3)
         trainer = task("pieces", number)
         end_task = trainer.strategy.end_task
 
@@ -92,3 +83,31 @@ def test_two_tasks_in_pieces_end_with_the_same_bits(tmp_path, name, monkeypatch)
     states = [load_tensors(tmp_path / folder / "1" / "state.pt")["strategy"] for folder in ("whole", "pieces")]
     assert same(*map(flat, states))
     assert same(flat(states[0]), flat(whole.strategy.state_dict()))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_frozen_weights_stay_with_every_strategy(tmp_path, name):
+    """In the second task, with moments and state of the first that would move them."""
+    for number in (0, 1):
+        history = []
+        trainer = make_trainer(
+            tmp_path / str(number),
+            STRATEGIES[name](),
+            dataset=TinyPairs(seed=number),
+            task=str(number),
+            init_from=tmp_path / "0" if number else None,
+            frozen=["stem", "head"] if number else (),
+            frozen_iterations=3,
+        )
+        trainer.add_event_handler(Events.STARTED, lambda engine, history=history: history.append(weights(engine)))
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine, history=history: history.append(weights(engine))
+        )
+        trainer.run()
+    held = {k for k in history[0] if k.startswith(("stem.", "head."))}
+    for before, after in itertools.pairwise(history[:4]):
+        changed = {k for k in before if not torch.equal(before[k], after[k])}
+        assert changed
+        assert not changed & held
+    # GPM itself freezes activations and biases after the first task.
+    assert {k for k in held if not torch.equal(history[3][k], history[4][k])}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from bundles.samcl.scripts.layers import Conv3, LargeKernelBlock
+from bundles.samcl.scripts.layers import LargeKernelBlock
 from bundles.samcl.scripts.network import LKUNet
 
 
@@ -40,34 +39,6 @@ def test_torchscript_computes_the_same(dims, size, half_resolution):
     network = wake(LKUNet(dims, channels=2, depth=2, half_resolution=half_resolution)).eval()
     image = torch.rand(1, 2, *size)
     torch.testing.assert_close(torch.jit.script(network)(image), network(image))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("depth", [2, 3, 8, 9])
-def test_convolution_in_halves_is_the_convolution(depth, stride):
-    torch.manual_seed(0)
-    conv = Conv3(3, 3, 4, stride=stride).double()
-    image = torch.rand(1, 3, depth, 6, 7, dtype=torch.float64, requires_grad=True)
-    expected = F.conv3d(image, conv.conv.weight, conv.conv.bias, stride=stride, padding=1)
-    torch.testing.assert_close(conv(image), expected)
-    if depth > stride:
-        assert conv._in_halves(image, (depth - 1) // stride + 1).shape == expected.shape
-    (gradient,) = torch.autograd.grad(conv(image).square().sum(), image)
-    (reference,) = torch.autograd.grad(expected.square().sum(), image)
-    torch.testing.assert_close(gradient, reference)
-
-
-def test_small_single_volumes_avoid_the_slow_convolution():
-    """The reason for the halves; fails when torch no longer needs them, or when the limit has moved."""
-    from torch.profiler import ProfilerActivity, profile
-
-    def kernels(call) -> set[str]:
-        with profile(activities=[ProfilerActivity.CPU]) as record:
-            call()
-        return {event.key for event in record.key_averages()}
-
-    conv, image = Conv3(3, 8, 8), torch.rand(1, 8, 16, 16, 16)
-    assert not any("slow_conv3d" in k for k in kernels(lambda: conv(image)))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

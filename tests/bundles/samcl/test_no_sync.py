@@ -12,7 +12,8 @@ from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.objective import RegistrationObjective
 from bundles.samcl.scripts.strategies import SAMCL
 from shared.handlers import TrainingLog
-from tests.bundles.samcl.tiny import SIZE, TinyPairs, make_network, make_trainer
+from tests.bundles.samcl.tiny import make_network, make_trainer
+from tests.tiny import SIZE, TinyPairs
 
 pytestmark = pytest.mark.gpu
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bundles.samcl.scripts.inference import register_files
 from bundles.samcl.scripts.network import LKUNet
 from bundles.samcl.scripts.objective import VelocityInferer
+from shared.inference import register_files
 from tests.itk_peer import itk_resampled
 
 IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data"

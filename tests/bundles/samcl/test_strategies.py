@@ -11,7 +11,8 @@ import torch
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from shared.data.pairs import stack_pairs
-from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same, weights
+from tests.bundles.samcl.tiny import make_network, make_trainer
+from tests.tiny import TinyPairs, same, weights
 
 
 def one_iteration(trainer, pairs: TinyPairs, indices: list[int]) -> dict[str, torch.Tensor]:

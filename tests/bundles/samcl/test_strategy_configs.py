@@ -14,8 +14,9 @@ import pytest
 from ignite.engine import Events
 
 from shared.errors import InputError
-from tests.bundles.samcl.tiny import TinyPairs, make_trainer
+from tests.bundles.samcl.tiny import make_trainer
 from tests.learn2reg_folder import write_folder
+from tests.tiny import TinyPairs
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "bundles" / "samcl" / "configs"
@@ -104,10 +105,22 @@ def test_joint_pools_the_tasks_with_the_options_of_the_other_configs(scripts, tm
     assert dataset[0]["fixed_image"].shape == (1, 16, 16, 16)
 
 
+def test_the_pairs_of_an_image_with_itself_may_take_part(scripts, tmp_path):
+    tasks = pooled_folders(tmp_path, (2, 3))
+    counts = [len(scripts.load_tasks(tasks, "train", with_self)) for with_self in (False, True)]
+    assert counts == [2 + 6, 4 + 9]
+
+
 @pytest.mark.parametrize("tasks", ["synth_brain_mr", ["synth_brain_mr"], [["data", "a", "b"]]], ids=str)
 def test_tasks_of_another_form_are_refused(scripts, tasks):
     with pytest.raises(InputError, match=r"expected a list of \[dataset_dir, task\]"):
-        scripts.pooled_pairs(tasks, [16, 16, 16])
+        scripts.load_tasks(tasks, "train")
+
+
+def test_a_task_of_two_folders_is_refused(scripts):
+    """Their pairs could not be told apart, and would share the share of one task."""
+    with pytest.raises(InputError, match=r"found tasks \['OASIS', 'OASIS'\], expected one name or several different"):
+        scripts.load_tasks([["one", "OASIS"], ["two", "OASIS"]], "train")
 
 
 def test_joint_training_runs(tmp_path):

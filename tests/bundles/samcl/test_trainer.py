@@ -1,4 +1,4 @@
-"""Runs: order of pairs, checkpoints, killing and going on, the next task."""
+"""Runs with a strategy and a memory: killing and going on, the next task."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Events
 
-from bundles.samcl.scripts.checkpoint import restore
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import SAMCL, Sequential
-from bundles.samcl.scripts.trainer import load_weights
 from shared.errors import InputError
-from shared.files import load_tensors, save_tensors
+from shared.files import load_tensors
 from shared.handlers import TrainingLog
-from tests.bundles.samcl.tiny import TinyPairs, make_network, make_trainer, same, weights
-
-
-class Killed(BaseException):
-    """Like a kill, nothing in the code may catch it."""
+from shared.trainer_checkpoint import restore
+from tests.bundles.samcl.tiny import make_network, make_trainer
+from tests.tiny import Killed, TinyPairs, kill_at, same, weights
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -43,14 +38,7 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(tmp_path):
     whole = make_trainer(tmp_path / "whole", max_epochs=4)
     whole.run()
     part = make_trainer(tmp_path / "parts", max_epochs=4)
-
-    def stop(engine):
-        if engine.state.iteration == 5:  # inside the third epoch: one iteration is lost and done again
-            raise Killed
-
-    part.add_event_handler(Events.ITERATION_COMPLETED, stop)
-    with pytest.raises(Killed):
-        part.run()
+    kill_at(part, 5)  # inside the third epoch: one iteration is lost and done again
     again = make_trainer(tmp_path / "parts", max_epochs=4)
     again.run()
     assert same(weights(whole), weights(again))
@@ -103,29 +91,6 @@ def test_a_kill_at_any_write_loses_nothing(tmp_path, monkeypatch):
         assert not list(folder.rglob(".tmp-*"))
 
 
-def test_a_complete_run_is_not_trained_again(tmp_path):
-    first = make_trainer(tmp_path)
-    first.run()
-    stamp = (tmp_path / "state.pt").stat().st_mtime_ns
-    second = make_trainer(tmp_path, network=make_network())
-    second.run()
-    assert second.passes == 0
-    assert same(weights(first), weights(second))
-    assert (tmp_path / "state.pt").stat().st_mtime_ns == stamp
-
-
-def test_other_settings_are_refused_and_nothing_is_touched(tmp_path):
-    def stamps() -> dict:
-        # The lock is empty; whether taking it counts as a change depends on filelock's version.
-        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"}
-
-    make_trainer(tmp_path).run()
-    before = stamps()
-    with pytest.raises(InputError, match=r"iterations: found 4, asked for 6.*--run_dir"):
-        make_trainer(tmp_path, max_epochs=3).run()
-    assert stamps() == before
-
-
 def test_the_next_task_gets_weights_moments_and_memory(tmp_path):
     first = make_trainer(tmp_path / "first", SAMCL(ReservoirMemory(3)))
     first.run()
@@ -157,48 +122,11 @@ def test_a_killed_second_task_goes_on_without_the_first(tmp_path):
     whole = make_trainer(tmp_path / "whole", **options)
     whole.run()
     part = make_trainer(tmp_path / "part", **options)
-
-    def stop(engine):
-        if engine.state.iteration == 3:
-            raise Killed
-
-    part.add_event_handler(Events.ITERATION_COMPLETED, stop)
-    with pytest.raises(Killed):
-        part.run()
+    kill_at(part, 3)
     (tmp_path / "first" / "state.pt").unlink()
     again = make_trainer(tmp_path / "part", **options)
     again.run()
     assert same(weights(whole), weights(again))
-
-
-def test_a_weights_file_starts_a_run(tmp_path):
-    network = make_network()
-    torch.nn.init.ones_(network.head.conv.weight)
-    save_tensors(tmp_path / "pretrained.pt", network.state_dict())
-    trainer = make_trainer(tmp_path / "run", Sequential(), init_from=tmp_path / "pretrained.pt")
-    restore(trainer)
-    assert same(weights(trainer), network.state_dict())
-
-
-@pytest.mark.parametrize("found", ["nothing", "unfinished"])
-def test_init_from_without_a_model_is_refused(tmp_path, found):
-    source = tmp_path / "previous"
-    if found == "unfinished":
-        source.mkdir()
-        (source / "state.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"previous: found no complete run .*expected a run_dir or weights"):
-        make_trainer(tmp_path / "run", init_from=source).run()
-    assert not (tmp_path / "run" / "state.pt").exists()
-
-
-def test_a_model_of_another_architecture_is_refused(tmp_path):
-    make_trainer(tmp_path / "first").run()
-    network = make_network(channels=4)
-    with pytest.raises(InputError, match=r"model.pt: holds a model of another architecture.*found \(.*expected \("):
-        make_trainer(tmp_path / "second", network=network, init_from=tmp_path / "first").run()
-    (tmp_path / "broken.pt").write_bytes(b"PK not a torch file")
-    with pytest.raises(InputError, match="not readable as weights"):
-        load_weights(network, tmp_path / "broken.pt")
 
 
 def test_bfloat16_trains_close_to_float32(tmp_path):
@@ -210,41 +138,6 @@ def test_bfloat16_trains_close_to_float32(tmp_path):
         results.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
     distance = (results[0] - results[1]).norm() / results[0].norm()
     assert 0 < distance < 0.05
-
-
-def test_unknown_autocast_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="int8"):
-        make_trainer(tmp_path, autocast="int8")
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    network = make_network()
-    with torch.no_grad():
-        network.head.conv.weight.fill_(float("nan"))
-    trainer = make_trainer(tmp_path, Sequential(), network=network, train_handlers=[TrainingLog(tmp_path, interval=1)])
-    with pytest.raises(FloatingPointError, match="iteration 1: the loss is nan"):
-        trainer.run()
-    assert not (tmp_path / "model.pt").exists()
-
-
-def test_scheduler_steps_with_the_iterations_and_resumes(tmp_path):
-    def trainer(folder: str, epochs: int):
-        network = make_network()
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        return make_trainer(
-            tmp_path / folder,
-            Sequential(),
-            network=network,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            max_epochs=epochs,
-        )
-
-    made = trainer("a", 2)
-    made.run()
-    assert made.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**4)
-    assert load_tensors(tmp_path / "a" / "state.pt")["scheduler"]["last_epoch"] == 4
 
 
 def test_a_memory_on_disk_trains_like_one_in_ram(tmp_path):
@@ -291,32 +184,6 @@ def test_a_task_ends_once_even_if_killed_right_after(tmp_path, monkeypatch):
     assert (tmp_path / "done.json").exists()
 
 
-def test_a_loader_that_a_host_adds_does_not_spoil_a_resumed_run(tmp_path):
-    from monai.handlers import CheckpointLoader
-
-    whole = make_trainer(tmp_path / "whole", Sequential(), max_epochs=3)
-    whole.run()
-    save_tensors(tmp_path / "other.pt", make_network().state_dict())
-
-    def trainer():
-        network = make_network()
-        loader = CheckpointLoader(str(tmp_path / "other.pt"), {"model": network})
-        return make_trainer(tmp_path / "part", Sequential(), network=network, max_epochs=3, train_handlers=[loader])
-
-    part = trainer()
-
-    def stop(engine):
-        if engine.state.iteration == 3:
-            raise Killed
-
-    part.add_event_handler(Events.ITERATION_COMPLETED, stop)
-    with pytest.raises(Killed):
-        part.run()
-    again = trainer()
-    again.run()
-    assert same(weights(whole), weights(again))
-
-
 @pytest.mark.parametrize("change", ["velocity_scale", "optimizer", "objective"])
 def test_every_option_that_decides_the_result_is_a_setting(tmp_path, change):
     make_trainer(tmp_path, Sequential()).run()
@@ -333,18 +200,6 @@ def test_every_option_that_decides_the_result_is_a_setting(tmp_path, change):
         make_trainer(tmp_path, Sequential(), network=network, **options).run()
 
 
-def test_handlers_of_every_event_are_called(tmp_path):
-    from monai.engines.utils import IterationEvents
-
-    trainer = make_trainer(tmp_path, Sequential(), max_epochs=1)
-    called = []
-    events = ["FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED", "MODEL_COMPLETED"]
-    for name in events:
-        trainer.add_event_handler(getattr(IterationEvents, name), lambda engine, n: called.append(n), name)
-    trainer.run()
-    assert called == events * 2
-
-
 def test_another_number_of_processes_is_refused(tmp_path):
     trainer = make_trainer(tmp_path / "first")
     trainer.world = 2
@@ -352,23 +207,3 @@ def test_another_number_of_processes_is_refused(tmp_path):
     trainer.run()
     with pytest.raises(InputError, match=r"first: found a run of 2 processes.*as many as now, 1"):
         make_trainer(tmp_path / "second", init_from=tmp_path / "first").run()
-
-
-def test_loss_scaling_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="amp"):
-        make_trainer(tmp_path, amp=True)
-
-
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    trainer = make_trainer(tmp_path, Sequential(), max_epochs=2)
-
-    def spoil(engine):
-        if engine.state.iteration == 3:
-            next(engine.network.parameters()).data.fill_(float("nan"))
-
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, spoil)
-    with pytest.raises(FloatingPointError, match="weights are not finite"):
-        trainer.run()
-    state = load_tensors(tmp_path / "state.pt")
-    assert state["iteration"] == 2
-    assert all(torch.isfinite(v).all() for v in state["network"].values())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.data.corruption import CORRUPTIONS, CorruptedPairs
+from shared.data.corruption import CORRUPTIONS, IMAGE_CORRUPTIONS, CorruptedPairs
 from shared.errors import InputError
+from shared.fields import compose, invert, jacobian_determinant
+from shared.warp import warp
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -20,7 +22,7 @@ class Pairs(torch.utils.data.Dataset):
         return {"fixed_image": ramp, "moving_image": ramp.flip(-1), "fixed_label": ramp > 0.5, "task": "t"}
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", IMAGE_CORRUPTIONS)
 def test_images_change_the_same_way_at_every_look_and_nothing_else_does(name):
     clean, spoilt = Pairs(), CorruptedPairs(Pairs(), name)
     for index in range(2):
@@ -48,3 +50,19 @@ def test_another_seed_draws_another_corruption():
 def test_an_unknown_corruption_gets_the_near_miss():
     with pytest.raises(InputError, match=r"'nose' \(did you mean 'noise'\?\)"):
         CorruptedPairs(Pairs(), "nose")
+
+
+def test_motion_moves_one_image_and_says_how():
+    clean, spoilt = Pairs(), CorruptedPairs(Pairs(), "motion")
+    first, second = spoilt[1], spoilt[1]
+    assert torch.equal(first["moving_image"], second["moving_image"])
+    assert torch.equal(first["fixed_image"], clean[1]["fixed_image"])
+    assert 0.5 < first["motion"].abs().max() < 3
+    assert jacobian_determinant(first["motion"]).min() > 0
+    # Who finds the inverse of the motion has found, all in all, nothing.
+    back = invert(first["motion"])[0]
+    assert compose(first["motion"], back).abs().max() < 0.01
+    undone = warp(first["moving_image"][None], back, padding_mode="border")[0]
+    inside = (slice(None), *[slice(3, -3)] * 3)
+    torch.testing.assert_close(undone[inside], clean[1]["moving_image"][inside], atol=0.02, rtol=0)
+    assert "motion" in CORRUPTIONS

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import shared.data.pairs
+from shared.data.intensity import normalise
 from shared.data.learn2reg import read_pairs
-from shared.data.pairs import PairDataset, normalise
+from shared.data.pairs import PairDataset
 from shared.errors import InputError
 from shared.transform_io import network_grid
 from tests.learn2reg_folder import SIZE, affine, blobs, nlst, oasis, save, write_folder
@@ -22,53 +23,12 @@ def files(tmp_path, fixed_affine=None, moving_affine=None, shape=SIZE, **extra) 
     }
 
 
-def ct(lung: bool) -> torch.Tensor:
-    """HU of a body (40) in air (-1000), with or without lungs (-800)."""
-    image = torch.full((1, 20, 20, 20), -1000.0)
-    image[:, 3:17, 3:17, 3:17] = 40.0
-    if lung:
-        image[:, 5:15, 5:15, 5:15] = -800.0
-    return image
-
-
-@pytest.mark.parametrize("modality", ["ct", "auto"])
-@pytest.mark.parametrize(("lung", "body"), [(False, 240 / 500), (True, 1390 / 1500)])
-def test_ct_window_follows_the_content(modality, lung, body):
-    scaled = normalise(ct(lung), modality)
-    assert scaled[0, 4, 4, 4] == pytest.approx(body, abs=1e-6)
-    if lung:
-        assert scaled[0, 10, 10, 10] == pytest.approx(550 / 1500, abs=1e-6)
-    else:
-        assert scaled[0, 0, 0, 0] == 0
-
-
-def test_given_ct_window_is_linear_and_clipped():
-    image = torch.tensor([-1000.0, -100.0, 0.0, 100.0, 1000.0]).reshape(1, 5, 1)
-    assert normalise(image, "ct", (-100, 100)).flatten().tolist() == pytest.approx([0, 0, 0.5, 1, 1])
-
-
-@pytest.mark.parametrize("modality", ["mr", "auto"])
-def test_mr_runs_from_its_minimum_to_its_99th_percentile(modality):
-    image = torch.arange(1001.0).reshape(1, 1001, 1) + 50
-    image[0, -1] = 1e6
-    scaled = normalise(image, modality)
-    assert scaled.dtype == torch.float32
-    assert scaled.min() == 0
-    assert scaled.max() == 1
-    assert scaled[0, 495, 0] == pytest.approx(0.5, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("pet",), "modality 'pet', expected ct, mr or auto"),
-        (("ct", (100, -100)), r"ct_window \[100, -100\], expected two rising numbers"),
-        (("ct", (1, 2, 3)), "expected two rising numbers"),
-    ],
-)
-def test_normalise_names_bad_options(arguments, message):
-    with pytest.raises(InputError, match=message):
-        normalise(torch.rand(1, 4, 4, 4), *arguments)
+def ct_scan(path, lung: float) -> str:
+    """Write a body with so much of it lung, and a little air."""
+    volume = np.full((10, 10, 10), 40.0, dtype=np.float32)
+    volume.reshape(-1)[: int(lung * volume.size)] = -800
+    volume[0, 0, :5] = -1000
+    return str(save(path, volume))
 
 
 def test_a_pair_on_its_own_grid_is_not_resampled(tmp_path):
@@ -234,21 +194,38 @@ def test_impossible_lattices_are_named(tmp_path, size, spacing, message):
 
 def test_one_ct_window_serves_all_pairs(tmp_path):
     """An abdomen with more lung than its partner must not get another contrast."""
-    scans = []
-    for name, lung in (("little", 0.05), ("much", 0.3)):
-        volume = np.full((10, 10, 10), 40.0, dtype=np.float32)
-        volume.reshape(-1)[: int(lung * volume.size)] = -800
-        volume[0, 0, :5] = -1000
-        scans.append(str(save(tmp_path / f"{name}.nii.gz", volume)))
+    scans = [ct_scan(tmp_path / f"{name}.nii.gz", lung) for name, lung in (("little", 0.05), ("much", 0.3))]
     pair = {"fixed_image": scans[0], "moving_image": scans[1], "fixed_modality": "ct", "moving_modality": "ct"}
     dataset = PairDataset([pair], (10, 10, 10))
-    assert tuple(dataset.ct_window) == (-200.0, 300.0)
+    assert dataset.ct_windows == {"images": (-200.0, 300.0)}
     sample = dataset[0]
     assert sample["fixed_image"].max() == sample["moving_image"].max() == pytest.approx((40 + 200) / 500)
     assert dataset.settings()["ct_window"] == "(-200.0, 300.0)"
 
 
-def test_a_speck_in_the_background_is_scaled():
-    image = torch.zeros(1, 20, 20, 20)
-    image[0, 5, 5, 5] = 200
-    assert normalise(image, "mr").max() == 1.0
+def test_each_task_has_the_ct_window_of_its_own_first_ct(tmp_path):
+    shared_scan = ct_scan(tmp_path / "shared.nii.gz", 0.05)
+    pairs = []
+    for task, lung in (("abdomen", 0.05), ("chest", 0.3), ("brain", None)):
+        scan = ct_scan(tmp_path / f"{task}.nii.gz", lung) if lung else str(save(tmp_path / "mr.nii.gz", blobs(SIZE, 1)))
+        modality = "ct" if lung else "mr"
+        pair = {"fixed_image": scan, "moving_image": shared_scan if lung else scan, "task": task}
+        pairs.append({**pair, "fixed_modality": modality, "moving_modality": modality})
+    dataset = PairDataset(pairs, (10, 10, 10))
+    assert dataset.ct_windows == {"abdomen": (-200.0, 300.0), "chest": (-1350.0, 150.0), "brain": None}
+    # The same image, seen by two tasks.
+    body = [float(dataset[i]["moving_image"].max()) for i in (0, 1)]
+    assert body == pytest.approx([240 / 500, 1390 / 1500])
+    for index, pair in enumerate(pairs):
+        alone = PairDataset([pair], (10, 10, 10))[0]
+        for side in ("fixed", "moving"):
+            assert torch.equal(dataset[index][f"{side}_image"], alone[f"{side}_image"])
+    windows = {"abdomen": "(-200.0, 300.0)", "chest": "(-1350.0, 150.0)", "brain": "None"}
+    assert dataset.settings()["ct_window"] == windows
+
+
+def test_a_given_ct_window_holds_for_all_tasks(tmp_path):
+    pairs = [{**files(tmp_path), "task": task} for task in ("a", "b")]
+    dataset = PairDataset(pairs, SIZE, ct_window=[-100, 100])
+    assert dataset.ct_windows == {"a": [-100, 100], "b": [-100, 100]}
+    assert dataset.settings()["ct_window"] == "[-100, 100]"

@@ -6,8 +6,10 @@ from collections import Counter
 
 import pytest
 
-from shared.data.pooled import PooledPairs
+from shared.data.pairs import PairDataset
+from shared.data.pooled import PooledPairs, pooled_pairs
 from shared.errors import InputError
+from tests.learn2reg_folder import blobs, save, write_pair
 
 
 class Task:
@@ -57,3 +59,34 @@ def test_pairs_settings_and_check_are_those_of_all_tasks():
 def test_no_task_is_refused():
     with pytest.raises(InputError, match="no task to pool"):
         PooledPairs([])
+
+
+def test_pairs_are_pooled_by_their_task(tmp_path):
+    pair = write_pair(tmp_path)
+    data = [{**pair, "task": task} for task in ("a", "b", "a", "a", "b")]
+    pooled = pooled_pairs(data, (8, 8, 8), mask_images=True)
+    assert isinstance(pooled, PooledPairs)
+    assert [len(d) for d in pooled.datasets] == [3, 2]
+    assert [pooled[i]["task"] for i in range(len(pooled))] == ["a", "b"] * 3
+    assert all(d.size == (8, 8, 8) and d.mask_images for d in pooled.datasets)
+
+
+def test_one_task_needs_no_pooling(tmp_path):
+    pair = write_pair(tmp_path)
+    for data in ([pair], [{**pair, "task": "a"}] * 2):
+        single = pooled_pairs(data, (8, 8, 8))
+        assert type(single) is PairDataset
+        assert single.settings() == PairDataset(data, (8, 8, 8)).settings()
+
+
+def test_a_plain_list_of_images_is_one_task(tmp_path):
+    data = [{"image": str(save(tmp_path / f"{i}.nii.gz", blobs(seed=i)))} for i in range(3)]
+    dataset = pooled_pairs(data, (8, 8, 8))
+    assert type(dataset) is PairDataset
+    assert len(dataset) == 6
+    assert dataset[0]["task"] == "images"
+
+
+def test_a_list_of_other_things_is_refused():
+    with pytest.raises(InputError, match="found a data list without pairs or images"):
+        pooled_pairs([{"file": "a"}], (8, 8, 8))

@@ -9,7 +9,15 @@ import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from shared.fields import identity
-from shared.metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_label, sdlogj, tre_mm
+from shared.metrics import (
+    assd_per_label,
+    dice_per_label,
+    fold_percent,
+    hd95_per_label,
+    round_trip_mm,
+    sdlogj,
+    tre_mm,
+)
 
 
 def cubes(offset, size=(24, 20, 18), edge=6):
@@ -149,3 +157,12 @@ def test_sdlogj_clamps_folds():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_round_trip_of_a_translation_and_its_reverse_is_zero():
+    ddf = torch.zeros(1, 3, 6, 6, 6)
+    ddf[:, 1] = 2.0
+    assert round_trip_mm(ddf, -ddf, (1.0, 3.0, 2.0)) == pytest.approx(0.0, abs=1e-6)
+    assert round_trip_mm(ddf, 0 * ddf, (1.0, 3.0, 2.0)) == pytest.approx(6.0)
+    with pytest.raises(ValueError, match="same shape"):
+        round_trip_mm(ddf, ddf[..., 1:], (1.0, 1.0, 1.0))

@@ -1,0 +1,86 @@
+"""How the cascade is trained and asked: the trainer, the inferer, and the blur that is taken away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from shared.data.augmentation import PairAugmentation
+from shared.data.pairs import Sample
+from shared.distributed import call_method
+from shared.fields import invert
+from shared.trainer import RegistrationTrainer
+
+from .objective import SymmetricObjective
+
+__all__ = ["BlurSchedule", "CascadeInferer", "CascadeTrainer"]
+
+
+class CascadeTrainer(RegistrationTrainer):
+    """:class:`~shared.trainer.RegistrationTrainer` that shows the loss every scale, both directions and increments.
+
+    Args:
+        args: of ``RegistrationTrainer``.
+        augmentation: changes training pairs at random; None leaves them as they are.
+        kwargs: of ``RegistrationTrainer``.
+    """
+
+    def __init__(self, *args: Any, augmentation: PairAugmentation | None = None, **kwargs: Any) -> None:
+        self.augmentation = augmentation
+        super().__init__(*args, **kwargs)
+
+    def call_network(self, network: nn.Module, image: Tensor) -> dict[str, Any]:
+        """Return ``SymmetricCascade.fields`` of ``image`` (B, 2, *S)."""
+        return call_method(network, "fields", image)
+
+    def prepare(self, sample: Sample) -> Sample:
+        """Move a sample, augmented, to the device."""
+        if self.augmentation is not None:
+            sample = self.augmentation(sample, self.generator)
+        return super().prepare(sample)
+
+    def extra_settings(self) -> dict[str, Any]:
+        """Return what the augmentation adds to the record."""
+        return {"augmentation": repr(self.augmentation)}
+
+
+class CascadeInferer(Inferer):
+    """Pair in, both displacement fields out."""
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return ``ddf`` and ``inv_ddf`` (B, d, *S) in voxels for ``inputs`` (B, 2, *S).
+
+        A network without a reverse field gets its field inverted numerically.
+        """
+        fields = call_method(network, "fields", inputs)
+        ddf = fields["ddf"]
+        inverse = fields["inv_ddf"] if "inv_ddf" in fields else invert(ddf)[0]
+        return {"ddf": ddf, "inv_ddf": inverse}
+
+
+class BlurSchedule:
+    """Blur the images that the loss compares, less and less: an easy problem turns into the real one.
+
+    The homotopy of Deng et al., arXiv 2411.02888, as this bundle reads it, beside the one over scales and steps.
+
+    Args:
+        loss: its ``blur_sigma`` is set.
+        sigma: at the start, in voxels of the full resolution.
+        share: of all iterations, until nothing is blurred.
+    """
+
+    def __init__(self, loss: SymmetricObjective, sigma: float = 2.0, share: float = 0.2) -> None:
+        self.loss, self.sigma, self.share = loss, sigma, share
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._set)
+
+    def _set(self, engine: Engine) -> None:
+        # From the iteration alone, so that a resumed run sees the same blur.
+        total = (engine.state.max_epochs or 1) * (engine.state.epoch_length or 1)
+        left = 1 - (engine.state.iteration - 1) / max(1.0, self.share * total)
+        self.loss.blur_sigma = self.sigma * max(0.0, left)

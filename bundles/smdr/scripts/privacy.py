@@ -1,0 +1,110 @@
+"""What may lie in a run folder: generated samples, weights, statistics. Anything else is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from shared.errors import InputError
+from shared.files import load_tensors, read_json
+
+from .hashes import hash_of_file
+from .replay import INDEX
+
+__all__ = ["foreign_files"]
+
+_WEIGHTS = {"model.pt", "state.pt"}
+_STATE_KEYS = {
+    *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
+    *("log", "average", "updates"),
+}
+_TABLES = {".csv", ".log", ".lock"}
+_LONGEST = 4096  # numbers in one list of a JSON file: a 64 x 64 image would have as many
+
+
+def foreign_files(run_dir: str | Path) -> list[str]:
+    """Return every file under a folder that is not a generated sample, weights or statistics, with what is wrong.
+
+    A sample counts as generated where the index of its replay set lists it with the hash that it has. Weights and
+    checkpoints may hold parameters, moments and counters; TensorBoard events may hold scalars; tables may be text.
+
+    Args:
+        run_dir: of generator, replay or segmenter; all folders below it are searched.
+
+    Raises:
+        InputError: no such folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such folder; expected a run_dir")
+    listed = {path: digest for index in run_dir.rglob(INDEX) for path, digest in _samples(index)}
+    found = []
+    for path in sorted(p for p in run_dir.rglob("*") if p.is_file() or p.is_symlink()):
+        fault = _fault(path, listed)
+        if fault:
+            found.append(f"{path.relative_to(run_dir)}: {fault}")
+    return found
+
+
+def _samples(index: Path) -> Iterator[tuple[Path, str]]:
+    content = read_json(index)
+    for entry in content.get("samples", []) if isinstance(content, dict) else []:
+        yield index.parent / entry["file"], entry["sha256"]
+
+
+def _fault(path: Path, listed: dict[Path, str]) -> str | None:
+    """Return why a file does not belong, or None."""
+    fault: str | None = "neither sample, weights nor statistics"
+    if path.is_symlink():
+        fault = "a link, expected files"
+    elif path.suffix == ".npz":
+        fault = _fault_of_sample(path, listed.get(path))
+    elif path.name in _WEIGHTS:
+        fault = _fault_of_weights(path)
+    elif path.name.startswith("events.out.tfevents"):
+        fault = _fault_of_events(path)
+    elif path.suffix == ".json":
+        longest = _longest_list(read_json(path))
+        fault = f"a list of {longest} numbers" if longest >= _LONGEST else None
+    elif path.suffix in _TABLES or path.name in _TABLES:
+        fault = None
+    return fault
+
+
+def _fault_of_sample(path: Path, digest: str | None) -> str | None:
+    if digest is None:
+        return "arrays that no replay index lists"
+    return None if hash_of_file(path) == digest else "not the sample that its replay index lists"
+
+
+def _fault_of_weights(path: Path) -> str | None:
+    content = load_tensors(path)
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}, expected named weights"
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return None
+    more = sorted(set(content) - _STATE_KEYS)
+    return f"holds {', '.join(more)}, expected weights, moments and counters" if more else None
+
+
+def _fault_of_events(path: Path) -> str | None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = EventAccumulator(str(path)).Reload().Tags()
+    more = sorted(kind for kind in ("images", "audio", "tensors", "histograms") if tags.get(kind))
+    return f"holds {', '.join(more)}, expected scalars" if more else None
+
+
+def _longest_list(content: Any) -> int:
+    """Return the length of the longest list of numbers, nested lists counted through."""
+    if isinstance(content, dict):
+        return max(map(_longest_list, content.values()), default=0)
+    if isinstance(content, list):
+        numbers = sum(isinstance(item, (int, float)) for item in content)
+        nested = [_longest_list(item) for item in content]
+        rows = sum(nested) if all(isinstance(item, list) for item in content) else max(nested, default=0)
+        return max(numbers, rows)
+    return 0

@@ -1,0 +1,230 @@
+"""A site's replay set: generated images with labels, as files beside an index, made so that a kill costs one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.utils import ensure_tuple
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from shared.errors import InputError
+from shared.files import atomic_write, read_json, save_json, sole_owner, writable_dir
+from shared.settings import differences
+
+from .denoising import draw_samples, sample_seed
+from .diffusion import SiteDiffusion
+from .hashes import hash_of_file, hash_of_weights
+from .labelling import Labeller, SampleFilter, judge
+
+__all__ = ["INDEX", "ReplayDataset", "make_replay", "read_index"]
+
+INDEX = "index.json"
+_FORMAT = 1
+
+
+def make_replay(
+    generator: SiteDiffusion,
+    site: str,
+    folder: str | Path,
+    labels: Labeller,
+    count: int = 500,
+    keep: SampleFilter | None = None,
+    seed: int = 0,
+    steps: int = 50,
+    batch_size: int = 16,
+    exclude: Sequence[int] = (),
+    patience: int = 20,
+) -> Path:
+    """Draw samples of a site until ``count`` of them are fit for training, and write them.
+
+    Each sample has a number, and its seed follows from ``seed``, site and number. An interrupted call goes on where
+    the last complete batch ended, and leaves the same bytes as an unbroken one (same machine, CPU). A call for a
+    complete set checks its files and returns.
+
+    Args:
+        generator: on the device that computes; with the site's statistics, as its training run leaves them.
+        site: one that it knows.
+        folder: gets ``sample_<number>.npz`` and ``index.json``.
+        labels: who labels.
+        count: samples to keep.
+        keep: which; None takes the filter's defaults.
+        seed: of the set.
+        steps: of DDIM.
+        batch_size: samples drawn at a time; part of what decides their bits.
+        exclude: numbers left out: those that a leak test found too near to a patient.
+        patience: give up when so many times ``count`` have been drawn.
+
+    Returns:
+        the index.
+
+    Raises:
+        InputError: an unknown site, or one without statistics; a folder with another set or with changed files; or
+            hardly any sample is fit.
+    """
+    folder, keep = writable_dir(folder), keep or SampleFilter()
+    generator.number(site)
+    statistics = generator.sites[site]
+    if "area" not in statistics:
+        raise InputError(f"found no statistics of site '{site}' in the generator, expected those of its training run")
+    settings: dict[str, Any] = {
+        "site": site,
+        "generator": hash_of_weights(generator.state_dict()),
+        **labels.settings(),
+        **keep.settings(),
+        "count": count,
+        "seed": seed,
+        "steps": steps,
+        "batch_size": batch_size,
+        "exclude": sorted(exclude),
+    }
+    with sole_owner(folder, "sampling"):
+        index = _begin(folder, settings)
+        done = len(index["samples"])
+        with tqdm(total=count, initial=done, desc=f"replay of {site}", unit="image", dynamic_ncols=True) as bar:
+            while not index["complete"]:
+                if index["drawn"] >= patience * count:
+                    raise InputError(
+                        f"{folder}: found {len(index['samples'])} fit samples of '{site}' among {index['drawn']} "
+                        f"({_in_words(index['dropped'])}), expected {count}: train generator or segmenter longer, or "
+                        "lower min_confidence"
+                    )
+                _draw_batch(generator, folder, index, labels, keep)
+                bar.update(len(index["samples"]) - bar.n)
+                bar.set_postfix(drawn=index["drawn"])
+    return folder / INDEX
+
+
+def _in_words(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {fault}" for fault, count in sorted(dropped.items())) or "none dropped"
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the index to go on with."""
+    for leftover in folder.glob(".tmp-*"):
+        with suppress(FileNotFoundError):
+            leftover.unlink()
+    if not (folder / INDEX).exists():
+        counts = {"complete": False, "drawn": 0, "samples": [], "dropped": {}}
+        index: dict[str, Any] = {"format": _FORMAT, "settings": settings, **counts}
+        save_json(folder / INDEX, index)
+        return index
+    index = read_index(folder, complete=False)
+    changed = differences(index["settings"], settings)
+    if changed:
+        raise InputError(
+            f"{folder}: holds another replay set ({changed}); expected the same settings to go on with it, or an "
+            "empty folder"
+        )
+    return index
+
+
+def _draw_batch(
+    generator: SiteDiffusion, folder: Path, index: dict[str, Any], labels: Labeller, keep: SampleFilter
+) -> None:
+    """Draw the next batch, write what is fit, then the index that makes it count."""
+    options, first = index["settings"], index["drawn"]
+    site, size = options["site"], options["batch_size"]
+    # Always whole batches: a smaller last one could round differently.
+    seeds = [sample_seed(options["seed"], site, number) for number in range(first, first + size)]
+    images, probabilities = labels(generator, draw_samples(generator, site, seeds, options["steps"]))
+    found, confidence, area = (t.cpu() for t in judge(probabilities))
+    for place, number in enumerate(range(first, first + size)):
+        if len(index["samples"]) == options["count"]:
+            break
+        index["drawn"] = number + 1
+        scores = {"confidence": round(float(confidence[place]), 6), "area": round(float(area[place]), 6)}
+        fault = keep.fault(scores["confidence"], scores["area"], generator.sites[site])
+        fault = "excluded" if number in options["exclude"] else fault
+        if fault is not None:
+            index["dropped"][fault] = index["dropped"].get(fault, 0) + 1
+            continue
+        path = folder / f"sample_{number:07d}.npz"
+        _write(path, images[place], found[place])
+        index["samples"].append({"file": path.name, "number": number, "sha256": hash_of_file(path), **scores})
+    index["complete"] = len(index["samples"]) == options["count"]
+    save_json(folder / INDEX, index)
+
+
+def _write(path: Path, image: Tensor, label: Tensor) -> None:
+    arrays = {"image": image.cpu().half().numpy(), "label": label.numpy()}
+    atomic_write(path, lambda stream: np.savez_compressed(stream, **arrays))
+
+
+def read_index(folder: str | Path, complete: bool = True) -> dict[str, Any]:
+    """Read a replay set's index and check its files.
+
+    Args:
+        folder: of :func:`make_replay`.
+        complete: refuse a set that is not.
+
+    Raises:
+        InputError: no index, not complete, or files that are missing or changed since they were written.
+    """
+    folder = Path(folder)
+    index = read_json(folder / INDEX)
+    if not isinstance(index, dict) or index.get("format") != _FORMAT or "samples" not in index:
+        raise InputError(f"{folder / INDEX}: found no index of a replay set, expected one of format {_FORMAT}")
+    changed = [
+        f"{entry['file']} is {'changed' if (folder / entry['file']).exists() else 'missing'}"
+        for entry in index["samples"]
+        if not (folder / entry["file"]).exists() or hash_of_file(folder / entry["file"]) != entry["sha256"]
+    ]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise InputError(f"{folder}: {changed[0]}{more}, expected the {len(index['samples'])} files that were written")
+    if complete and not index["complete"]:
+        raise InputError(
+            f"{folder}: holds {len(index['samples'])} of {index['settings']['count']} samples, expected a complete "
+            "replay set: make it again, it goes on where it stopped"
+        )
+    return index
+
+
+class ReplayDataset(Dataset):
+    """The samples of one or several replay sets, for the training of the segmenter.
+
+    An item holds ``image`` (C, *S) float32 in [0, 1], ``label`` (1, *S) int16 and ``site``.
+
+    Args:
+        folders: of :func:`make_replay`.
+
+    Raises:
+        InputError: see :func:`read_index`; or the sets' images differ in size.
+    """
+
+    def __init__(self, folders: str | Path | Sequence[str | Path]) -> None:
+        self.sites: dict[str, range] = {}  # which items are of which site
+        self._items: list[tuple[Path, str]] = []
+        self._hashes: dict[str, str] = {}
+        for folder in [Path(f) for f in ensure_tuple(folders)]:
+            index = read_index(folder)
+            site = index["settings"]["site"]
+            if site in self.sites:
+                raise InputError(f"{folder}: found a second replay set of site '{site}', expected one a site")
+            start = len(self._items)
+            self._items += [(folder / entry["file"], site) for entry in index["samples"]]
+            self.sites[site] = range(start, len(self._items))
+            self._hashes[site] = hash_of_file(folder / INDEX)
+        shapes = {site: tuple(self[part[0]]["image"].shape) for site, part in self.sites.items()}
+        if len(set(shapes.values())) > 1:
+            raise InputError(f"found replay sets of images {shapes}, expected one size")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the samples: the hash of each index, which holds those of the files."""
+        return {"replay": dict(self._hashes)}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        path, site = self._items[number]
+        with np.load(path, allow_pickle=False) as arrays:
+            image, label = torch.from_numpy(arrays["image"]).float(), torch.from_numpy(arrays["label"]).to(torch.int16)
+        return {"image": image, "label": label, "site": site}

@@ -1,0 +1,102 @@
+"""The trainer's checkpoint: written so that a kill spoils nothing, read by a resumed run and by the next one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .checkpoint import handler_states, plain
+from .errors import InputError
+from .files import load_tensors
+from .run_directory import RunDirectory
+from .weights import load_weights, unwrap
+
+if TYPE_CHECKING:
+    from .run_trainer import RunTrainer
+
+__all__ = ["costs", "restore", "save_checkpoint"]
+
+
+def save_checkpoint(trainer: RunTrainer) -> None:
+    """Write each rank's extra files, then, on rank 0, the state that makes them count.
+
+    Raises:
+        FloatingPointError: the weights are not finite; the last good checkpoint stays.
+    """
+    iteration = trainer.state.iteration
+    if not all(bool(torch.isfinite(p).all()) for p in trainer.network.parameters()):
+        raise FloatingPointError(
+            f"iteration {iteration}: weights are not finite; lower the learning rate (or SAM's rho), or look at the "
+            "data"
+        )
+    trainer.write_extra_files()
+    trainer.barrier()
+    state = {
+        "iteration": iteration,
+        "world": trainer.world,
+        "task_ended": trainer.task_ended,
+        "network": unwrap(trainer.network).state_dict(),
+        "optimizer": plain(trainer.optimizer.state_dict()),
+        **trainer.extra_state(),
+        "scheduler": None if trainer.scheduler is None else plain(trainer.scheduler.state_dict()),
+        "handlers": handler_states(trainer.handlers),
+        "rng": torch.get_rng_state(),
+        "passes": trainer.passes,
+        "seconds": trainer.seconds,
+        "log": trainer.log_rows,
+    }
+    trainer.run_directory.save_state(state)
+    trainer.barrier()
+    trainer.prune_extra_files()
+
+
+def restore(trainer: RunTrainer) -> dict[str, Any] | None:
+    """Go on from the checkpoint of a killed run and return it; without one start from ``init_from``, if given.
+
+    Raises:
+        InputError: ``init_from`` is no complete run, or one of another architecture.
+    """
+    run = trainer.run_directory
+    state = run.load_state()
+    if state is None:
+        if trainer.init_from is not None:
+            _start_from(trainer, trainer.init_from)
+        return None
+    trainer.load_extra_state(state, run)
+    unwrap(trainer.network).load_state_dict(state["network"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.scheduler is not None:
+        trainer.scheduler.load_state_dict(state["scheduler"])
+    torch.set_rng_state(state["rng"])
+    trainer.seconds, trainer.passes = float(state["seconds"]), state["passes"]
+    trainer.log_rows, trainer.task_ended = list(state["log"]), state["task_ended"]
+    trainer.state.iteration = state["iteration"]
+    trainer.state.epoch = state["iteration"] // trainer.state.epoch_length
+    trainer.sampler.position = state["iteration"] * trainer.batch_size
+    return state
+
+
+def _start_from(trainer: RunTrainer, source: Path) -> None:
+    """Take weights, moments and what else is handed on from an earlier run; from a file, weights alone."""
+    if source.is_file():
+        load_weights(trainer.network, source)
+        return
+    previous = RunDirectory(source, trainer.rank, read_only=True) if source.is_dir() else None
+    if previous is None or not previous.is_done():
+        raise InputError(f"{source}: found no complete run (model.pt with done.json); expected a run_dir or weights")
+    load_weights(trainer.network, previous.model)
+    state = load_tensors(previous.state)
+    options = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups]
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    for group, new in zip(trainer.optimizer.param_groups, options, strict=True):
+        group.update(new)  # moments go on, rates are this task's
+    trainer.inherit(state, previous)
+
+
+def costs(trainer: RunTrainer) -> dict[str, Any]:
+    """Return what the run took: seconds of training, bytes that it hands on, most GPU bytes in use."""
+    device = torch.device(trainer.state.device)
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"seconds": round(trainer.seconds, 2), "memory_bytes": trainer.kept_bytes(), "peak_gpu_bytes": gpu}

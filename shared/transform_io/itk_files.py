@@ -1,0 +1,230 @@
+"""Transforms as ITK, ANTs, SimpleITK, elastix and 3D Slicer keep them: LPS millimetres, from fixed to moving world.
+
+In a composite file the parts stand as ITK keeps them: the last one in the list takes a fixed point first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import atomic_path
+from .grid import Grid, lps, spatial
+from .images import affine4, grid_of_itk, itk_image, write_itk_image
+from .transform import Affine, Displacement, Transform
+from .vectors import field_in_voxels, vectors_in_mm
+
+__all__ = [
+    "read_itk_displacement",
+    "read_itk_transform",
+    "read_vector_nifti",
+    "write_itk_displacement",
+    "write_itk_transform",
+]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_RAS_VECTORS = 1006  # the NIfTI intent "displacement", which ITK 5.3 and newer turn from RAS to LPS; 1007 they do not
+
+
+def _affine_from_lps(matrix: np.ndarray) -> Affine:
+    frame = lps(len(matrix) - 1)
+    return Affine(frame @ matrix @ frame)
+
+
+# -- transform files ---------------------------------------------------------------------------------------------------
+
+
+def read_itk_transform(path: str | Path) -> Transform:
+    """Read ``.h5``, ``.tfm``, ``.txt`` or ``.mat``: affine and rigid kinds, displacement fields, composites of them.
+
+    Raises:
+        InputError: not a transform file, or one with a part of another kind.
+    """
+    path = Path(path)
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    if path.suffix.lower() in (".h5", ".hdf5") and not start.startswith(_HDF5):
+        # ITK's HDF5 library would print a page of its own.
+        raise InputError(f"{path}: not readable as a transform; expected an HDF5 file written by ITK")
+    if b"MatrixOffsetTransformBase" in start:
+        return Transform((_plain_affine(path),))
+    import itk
+
+    try:
+        found = itk.transformread(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: not readable as a transform ({_reason(error)}); expected an ITK file") from error
+    # A file that lists several without a composite keeps them in the same order as a composite does.
+    parts = [part for transform in reversed(list(found)) for part in _parts(path, transform)]
+    if not parts:
+        raise InputError(f"{path}: found no transform in the file, expected one or more")
+    return Transform(tuple(parts))
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:160] if lines else type(error).__name__
+
+
+def _plain_affine(path: Path) -> Affine:
+    """Read the base class of all linear transforms, which older ANTs writes and ITK's own reader does not know."""
+    from scipy.io import loadmat
+
+    values: dict[str, list[float]] = {}
+    try:
+        if path.suffix.lower() == ".mat":
+            values = {key: np.ravel(value).tolist() for key, value in loadmat(path).items() if key[:2] != "__"}
+        else:
+            for line in path.read_text().splitlines():
+                key, _, text = line.partition(":")
+                if key in ("Parameters", "FixedParameters"):
+                    values["fixed" if key == "FixedParameters" else key] = [float(v) for v in text.split()]
+        centre = np.array(values.pop("fixed"))
+        d = len(centre)
+        (parameters,) = values.values()
+        matrix = np.eye(d + 1)
+        matrix[:d, :d] = np.reshape(parameters[: d * d], (d, d))
+        matrix[:d, d] = np.array(parameters[d * d :]) + centre - matrix[:d, :d] @ centre
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path}: not readable as a transform ({error}); expected one affine in it") from error
+    return _affine_from_lps(matrix)
+
+
+def _parts(path: Path, transform: Any) -> list[Affine | Displacement]:
+    """Return the parts of an ITK transform in the order in which a fixed point meets them."""
+    import itk
+
+    name = transform.GetTransformTypeAsString()
+    if "Composite" in name:
+        count = range(transform.GetNumberOfTransforms() - 1, -1, -1)
+        return [part for i in count for part in _parts(path, itk.down_cast(transform.GetNthTransform(i)))]
+    if name.startswith("DisplacementFieldTransform"):
+        field = transform.GetDisplacementField()
+        grid = grid_of_itk(field)
+        vectors = _ij_order(np.asarray(itk.array_from_image(field)))
+        return [field_in_voxels(path, vectors, grid, from_lps=True)]
+    if not transform.IsLinear():
+        raise InputError(
+            f"{path}: found a {name.split('_')[0]}, expected affine, rigid or displacement field transforms; "
+            "3D Slicer, SimpleITK's TransformToDisplacementFieldFilter or transformix turn it into a displacement field"
+        )
+    d = transform.GetInputSpaceDimension()
+    origin = np.array(transform.TransformPoint([0.0] * d))
+    matrix = np.eye(d + 1)
+    matrix[:d, d] = origin
+    for axis in range(d):
+        matrix[:d, axis] = np.array(transform.TransformPoint([float(axis == a) for a in range(d)])) - origin
+    return [_affine_from_lps(matrix)]
+
+
+def _ij_order(vectors: np.ndarray) -> np.ndarray:
+    d = vectors.ndim - 1
+    return vectors.transpose((*reversed(range(d)), d))
+
+
+def _itk_part(part: Affine | Displacement) -> Any:
+    import itk
+
+    d = part.dims
+    if isinstance(part, Displacement):
+        field = itk.DisplacementFieldTransform[itk.D, d].New()
+        field.SetDisplacementField(itk_image(vectors_in_mm(part.ddf, part.grid, to_lps=True), part.grid, True))
+        return field
+    matrix = lps(d) @ part.matrix @ lps(d)
+    affine = itk.AffineTransform[itk.D, d].New()
+    affine.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(matrix[:d, :d])))
+    affine.SetTranslation([float(t) for t in matrix[:d, d]])
+    return affine
+
+
+def write_itk_transform(path: str | Path, transform: Transform) -> None:
+    """Write ``.h5`` (any transform), or ``.mat``, ``.txt`` or ``.tfm`` (one affine), as ITK and ANTs read them.
+
+    Raises:
+        InputError: a displacement for a format that holds affines, or a folder that cannot be written.
+    """
+    import itk
+
+    path = Path(path)
+    parts = transform.parts
+    if path.suffix.lower() != ".h5":
+        if transform.affine is None:
+            raise InputError(f"{path}: found a displacement field, expected an affine; write it as .h5 or .nii.gz")
+        parts = (transform.affine,)
+    whole = _itk_part(parts[0])
+    if len(parts) > 1:
+        whole = itk.CompositeTransform[itk.D, transform.dims].New()
+        for part in reversed(parts):
+            whole.AddTransform(_itk_part(part))
+    with atomic_path(path) as temporary:
+        try:
+            itk.transformwrite([whole], str(temporary), True)
+        except RuntimeError as error:
+            raise OSError(_reason(error)) from error
+
+
+# -- displacement images -----------------------------------------------------------------------------------------------
+
+
+def read_itk_displacement(path: str | Path) -> Transform:
+    """Read a vector image ``.nrrd``, ``.mha`` or ``.mhd`` in LPS millimetres as a displacement field.
+
+    Raises:
+        InputError: not readable, or not as many components as dimensions.
+    """
+    import itk
+
+    path = Path(path)
+    try:
+        image = itk.imread(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: not readable as a transform ({_reason(error)}); expected a vector image") from error
+    grid, count = grid_of_itk(image), int(image.GetNumberOfComponentsPerPixel())
+    if count != len(grid.shape):
+        raise InputError(
+            f"{path}: found an image with {count} components in {len(grid.shape)}D, expected a displacement field "
+            "with one component a dimension"
+        )
+    vectors = _ij_order(np.asarray(itk.array_from_image(image), dtype=np.float64))
+    return Transform((field_in_voxels(path, vectors, grid, from_lps=True),))
+
+
+def read_vector_nifti(path: Path, image: Any) -> Transform:
+    """Read a NIfTI of shape (i, j, k, 1, d): LPS millimetres, or RAS ones under the intent "displacement" (1006)."""
+    d = image.shape[4]
+    shape = image.shape[:d]
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if image.shape[3] != 1 or d not in (2, 3) or (d == 2 and image.shape[2] != 1):
+        raise InputError(f"{path}: found a vector image of shape {image.shape}, expected (i, j, k, 1, d)")
+    vectors = np.asarray(image.dataobj, dtype=np.float64).reshape(*shape, d)
+    grid = Grid(tuple(int(n) for n in shape), spatial(affine, d))
+    from_lps = int(image.header["intent_code"]) != _RAS_VECTORS
+    return Transform((field_in_voxels(path, vectors, grid, from_lps),))
+
+
+def write_itk_displacement(path: str | Path, fixed_ddf: Tensor, fixed: Grid) -> None:
+    """Write a field as the displacement image that ITK, ANTs and 3D Slicer read: LPS millimetres on the fixed grid.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz`` (vector NIfTI, intent 1007, shape (i, j, k, 1, d)), ``.nrrd`` or ``.mha``.
+        fixed_ddf: (1, d, *S) in fixed voxels.
+        fixed: its grid.
+    """
+    path = Path(path)
+    d = len(fixed.shape)
+    vectors = vectors_in_mm(fixed_ddf, fixed, to_lps=True)
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        write_itk_image(path, itk_image(vectors.astype(np.float32), fixed, components=True))
+        return
+    vectors = vectors.astype(np.float32).reshape(*fixed.shape, *[1] * (4 - d), d)
+    image = nib.Nifti1Image(vectors, affine4(fixed))
+    image.header.set_intent("vector")
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine4(fixed), code=1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)

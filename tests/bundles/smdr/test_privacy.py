@@ -1,0 +1,119 @@
+"""A run folder holds generated samples, weights and statistics, and whatever else lies there is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bundles.smdr.scripts.labelling import PseudoLabels, SampleFilter
+from bundles.smdr.scripts.loading import prepare_generator
+from bundles.smdr.scripts.privacy import foreign_files
+from bundles.smdr.scripts.replay import make_replay
+from shared.errors import InputError
+from shared.files import read_json, save_json, save_tensors
+from shared.handlers import TrainingLog
+from tests.bundles.smdr.test_replay import OPTIONS, Bright
+from tests.bundles.smdr.tiny_generator import make_generator, make_trainer
+
+PATIENT = torch.rand(1, 64, 64)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Return the folder of a real run of a site: generator trained, replay set made."""
+    folder = tmp_path / "run"
+    generator = prepare_generator(make_generator(None), "first")
+    trainer = make_trainer(folder, generator, train_handlers=[TrainingLog(folder, interval=1)])
+    trainer.run()
+    options = {**OPTIONS, "keep": SampleFilter(0.0, slack=1e6)}
+    make_replay(trainer.site_generator, "first", folder / "replay" / "first", PseudoLabels(Bright()), **options)
+    return folder
+
+
+def test_a_run_holds_nothing_of_a_patient(run_dir):
+    assert len([p for p in run_dir.rglob("*") if p.is_file()]) > 10
+    assert foreign_files(run_dir) == []
+
+
+def as_nifti(folder):
+    nib.save(nib.Nifti1Image(PATIENT.numpy(), np.eye(4)), folder / "case.nii.gz")
+
+
+def as_npz_beside_the_samples(folder):
+    np.savez(folder / "replay" / "first" / "sample_0000099.npz", image=PATIENT.numpy())
+
+
+def in_the_place_of_a_sample(folder):
+    np.savez(folder / "replay" / "first" / "sample_0000000.npz", image=PATIENT.numpy())
+
+
+def as_link(folder):
+    (folder / "data.npz").symlink_to(folder.parent / "patient.npz")
+
+
+def as_picture(folder):
+    (folder / "worst.png").write_bytes(b"\x89PNG")
+
+
+def as_pickle(folder):
+    (folder / "cache.pkl").write_bytes(b"")
+
+
+def in_the_checkpoint(folder):
+    state = torch.load(folder / "state.pt", weights_only=True)
+    save_tensors(folder / "state.pt", {**state, "last_batch": PATIENT})
+
+
+def in_json(folder):
+    save_json(folder / "statistics.json", {"mean_image": PATIENT.tolist()})
+
+
+def in_tensorboard(folder):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_image("batch", PATIENT)
+
+
+@pytest.mark.parametrize(
+    ("leave", "message"),
+    [
+        (as_nifti, "case.nii.gz: neither sample, weights nor statistics"),
+        (as_npz_beside_the_samples, "replay/first/sample_0000099.npz: arrays that no replay index lists"),
+        (in_the_place_of_a_sample, "replay/first/sample_0000000.npz: not the sample that its replay index lists"),
+        (as_link, "data.npz: a link"),
+        (as_picture, "worst.png: neither"),
+        (as_pickle, "cache.pkl: neither"),
+        (in_the_checkpoint, "state.pt: holds last_batch, expected weights"),
+        (in_json, "statistics.json: a list of 4096 numbers"),
+        (in_tensorboard, "tensorboard/events.out.tfevents"),
+    ],
+)
+def test_a_patients_image_is_found(run_dir, leave, message):
+    leave(run_dir)
+    found = foreign_files(run_dir)
+    assert len(found) == 1
+    assert found[0].startswith(message)
+
+
+def test_records_may_hold_lists_of_numbers(run_dir):
+    save_json(run_dir / "scores.json", {"dice": [0.5] * 1000, "R": [[0.1, 0.2], [0.3, 0.4]]})
+    assert foreign_files(run_dir) == []
+
+
+def test_an_index_cannot_vouch_for_files_elsewhere(run_dir, tmp_path):
+    index = run_dir / "replay" / "first" / "index.json"
+    np.savez(run_dir / "patient.npz", image=PATIENT.numpy())
+    content = read_json(index)
+    entry = {**content["samples"][0], "file": "../../patient.npz"}
+    save_json(index, {**content, "samples": [*content["samples"], entry]})
+    assert [f.split(":")[0] for f in foreign_files(run_dir)] == ["patient.npz"]
+
+
+def test_a_missing_folder_is_refused():
+    with pytest.raises(InputError, match="no such folder"):
+        foreign_files(Path("/nowhere"))

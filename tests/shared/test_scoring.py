@@ -1,0 +1,93 @@
+"""One model scored on several tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.continual import loss_rise
+from shared.data.learn2reg import read_pairs
+from shared.data.pairs import PairDataset, stack_pairs
+from shared.errors import InputError
+from shared.files import read_json, save_json
+from shared.scoring import evaluate_tasks, sharpness
+from tests.learn2reg_folder import write_folder
+from tests.tiny import SIZE, TinyObjective, make_network
+
+CPU = torch.device("cpu")
+
+
+def inferer(image, network):
+    return {"ddf": network(image)}
+
+
+@pytest.fixture
+def tasks(tmp_path) -> list[list[str]]:
+    """Write two tasks of three training images, one of them with a validation and a test pair of its own."""
+    for name in ("A", "B"):
+        images = [f"./imagesTr/{name}_{i:04d}_0000.nii.gz" for i in range(3)]
+        training = [{"image": image, "label": image.replace("images", "labels")} for image in images]
+        pairs = [{"fixed": images[0], "moving": images[1]}, {"fixed": images[1], "moving": images[0]}]
+        sections = {"registration_val": pairs, "registration_test": pairs[:1]}
+        write_folder(tmp_path, {"name": name, "modality": {"0": "MR"}, "training": training, **sections})
+    return [[str(tmp_path), name] for name in ("A", "B")]
+
+
+def evaluate(folder: Path, tasks, **options) -> dict:
+    arguments = {"split": "test", "output_dir": folder, "spatial_size": (SIZE,) * 3, **options}
+    return evaluate_tasks(make_network(), inferer, CPU, tasks, **arguments)
+
+
+def names(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+RESULTS = {f"{task}/evaluation_{rest}" for task in "AB" for rest in ("summary.json", "cases.csv", "example.png")}
+
+
+def test_every_task_gets_a_folder_and_comes_back(tasks, tmp_path):
+    scores = evaluate(tmp_path / "out", tasks)
+    assert names(tmp_path / "out") == RESULTS  # without an objective there is no sharpness
+    assert set(scores) == {"A", "B"}
+    for task, summary in scores.items():
+        assert summary == read_json(tmp_path / "out" / task / "evaluation_summary.json")
+        assert summary["pairs"] == 1
+        assert 0 < summary["metrics"]["dice"]["mean"] < 1
+
+
+def test_with_an_objective_the_sharpness_of_validation_pairs_is_written(tasks, tmp_path):
+    evaluate(tmp_path / "out", tasks[:1], objective=TinyObjective())
+    held_out = PairDataset(read_pairs(*tasks[0], "val"), (SIZE,) * 3)
+    network, samples = make_network(), [held_out[0], held_out[1]]
+    weights = list(network.parameters())
+    expected = loss_rise(weights, lambda: TinyObjective()(network(stack_pairs(samples)), samples)[0], 0.5)
+    assert expected > 0
+    found = read_json(tmp_path / "out" / "A" / "sharpness.json")
+    assert found == {"loss_rise": pytest.approx(expected), "rho": 0.5}
+    assert sharpness(make_network(), TinyObjective(), held_out, CPU) == pytest.approx(expected)
+
+
+def test_what_is_scored_is_not_scored_again(tasks, tmp_path):
+    evaluate(tmp_path / "out", tasks[:1])
+    save_json(tmp_path / "out" / "A" / "evaluation_summary.json", {"kept": True})
+    scores = evaluate(tmp_path / "out", tasks)
+    assert scores["A"] == {"kept": True}
+    assert scores["B"]["pairs"] == 1
+
+
+def test_spoilt_images_are_scored_apart(tasks, tmp_path):
+    evaluate(tmp_path / "out", tasks[:1], corruptions=["noise"])
+    clean, noisy = (
+        read_json(tmp_path / "out" / place / "A" / "evaluation_summary.json")["metrics"]
+        for place in (".", "corrupted/noise")
+    )
+    assert clean["dice"] != noisy["dice"]
+    assert clean["dice_before"] == noisy["dice_before"]
+
+
+def test_two_tasks_of_one_name_are_refused(tasks, tmp_path):
+    with pytest.raises(InputError, match=r"found tasks \['A', 'A'\], expected each name once"):
+        evaluate(tmp_path / "out", [tasks[0], tasks[0]])
+    assert not (tmp_path / "out").exists()
