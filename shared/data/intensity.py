@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["find_ct_window", "looks_like_ct", "normalise", "scale_percentiles"]
+__all__ = ["ABDOMEN_WINDOW", "find_ct_window", "looks_like_ct", "normalise", "scale_percentiles", "shows_chest"]
 
 # Windows of the SAMCL data preparation, in HU; see `normalise`.
 ABDOMEN_WINDOW = (-200.0, 300.0)
@@ -55,9 +55,14 @@ def looks_like_ct(image: Tensor) -> bool:
 
 def find_ct_window(image: Tensor) -> tuple[float, float]:
     """Return the window, low and high in HU, that fits a CT (1, *S): of the chest, or of another part."""
+    return LUNG_WINDOW if shows_chest(image) else ABDOMEN_WINDOW
+
+
+def shows_chest(image: Tensor) -> bool:
+    """Whether a CT shows a chest: more than 12 % of lung and soft tissue together is lung."""
     lung = int(((image > -950) & (image < -550)).sum())
     tissue = int(((image > -300) & (image < 300)).sum())
-    return LUNG_WINDOW if lung > 0.12 * (lung + tissue) else ABDOMEN_WINDOW
+    return lung > 0.12 * (lung + tissue)
 
 
 def scale_percentiles(image: Tensor, channel_wise: bool = False) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
+
+from ..smoothing import gaussian_smooth
 
 __all__ = ["SoftDiceLoss", "label_probabilities", "soft_dice"]
 
@@ -39,7 +39,7 @@ def label_probabilities(label: Tensor, labels: Sequence[int] | Tensor, sigma: fl
         raise ValueError(f"sigma must be 0 or more, got {sigma}")
     # Compared with Python numbers: a tensor of labels would have to be copied to the device.
     one_hot = torch.cat([label == value for value in values.tolist()], dim=1).float()
-    return _smooth(one_hot, sigma) if sigma > 0 else one_hot
+    return gaussian_smooth(one_hot, sigma)
 
 
 def soft_dice(p: Tensor, q: Tensor, eps: float = 1e-5) -> Tensor:
@@ -100,20 +100,3 @@ def _sums(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"p and q must have one shape (B, L, *S), got {tuple(p.shape)} and {tuple(q.shape)}")
     dims = tuple(range(2, p.ndim))
     return (p * q).sum(dim=dims), p.square().sum(dim=dims) + q.square().sum(dim=dims)
-
-
-def _smooth(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian of (B, C, *S), as weighted sums of shifted copies: no convolution is quicker on the CPU."""
-    radius = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]
-    norm = 2 * sum(weights) - weights[0]
-    d = x.ndim - 2
-    for axis in range(d):
-        dim = axis + 2
-        n = x.shape[dim]
-        padded = F.pad(x, [0, 0] * (d - 1 - axis) + [radius, radius] + [0, 0] * axis, mode="replicate")
-        x = padded.narrow(dim, radius, n) * (weights[0] / norm)
-        for k in range(1, radius + 1):
-            x.add_(padded.narrow(dim, radius - k, n), alpha=weights[k] / norm)
-            x.add_(padded.narrow(dim, radius + k, n), alpha=weights[k] / norm)
-    return x
