@@ -205,7 +205,9 @@ def _fit(pair: Views, matrix: np.ndarray, spacing_mm: float, steps: int, affine:
     grid, similarity = _at(pair, spacing_mm, matrix)
     d, device = len(grid.shape), pair.fixed.device
     spacing = torch.tensor(grid.spacing_mm, device=device)
-    axes = [(torch.arange(n, device=device) - (n - 1) / 2) * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True)]
+    axes = [
+        (torch.arange(n, device=device) - (n - 1) / 2) * s for n, s in zip(grid.shape, grid.spacing_mm, strict=True)
+    ]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     radius = points.square().sum(0).mean().sqrt()
     linear, shift = torch.eye(d, device=device), torch.zeros(d, device=device)

@@ -16,7 +16,9 @@ CHEST_WINDOW = (-1024.0, 600.0)
 SAMPLE = 400_000
 
 
-def normalise_pair(fixed: Tensor, moving: Tensor, modalities: tuple[str, str]) -> tuple[Tensor, Tensor, tuple[str, str]]:
+def normalise_pair(
+    fixed: Tensor, moving: Tensor, modalities: tuple[str, str]
+) -> tuple[Tensor, Tensor, tuple[str, str]]:
     """Scale two images to [0, 1].
 
     CT is clipped to [-1024, 600] HU where either image shows a chest, else to [-200, 300] HU, so that both images

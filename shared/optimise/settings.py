@@ -68,7 +68,9 @@ class OptimiseSettings:
                 raise InputError(f"found {field.name} {value}, expected a number of 0 or more")
         levels = self.levels_mm
         if levels is not None and (not levels or min(levels) <= 0 or list(levels) != sorted(levels, reverse=True)):
-            raise InputError(f"found levels_mm {list(levels)}, expected millimetres from coarse to fine, such as 8, 4, 2")
+            raise InputError(
+                f"found levels_mm {list(levels)}, expected millimetres from coarse to fine, such as 8, 4, 2"
+            )
         if isinstance(self.iterations, Sequence):
             if levels is None or len(self.iterations) != len(levels) or min(self.iterations) < 0:
                 raise InputError(

@@ -88,4 +88,6 @@ def test_asked_for_kinds():
         assert found.kind == kind
         assert distance(found.matrix, truth, grid) < 1.0
     linear = align(pair, "rigid", False).matrix[:2, :2]
-    torch.testing.assert_close(torch.from_numpy(linear @ linear.T), torch.eye(2, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.from_numpy(linear @ linear.T), torch.eye(2, dtype=torch.float64), atol=1e-4, rtol=0
+    )

@@ -77,7 +77,9 @@ def test_masks_keep_a_corrupted_region_out():
     mask[..., 12:52, 18:58] = 0
     other = spoilt.clone()
     other[..., 24:40, 30:46] = 1 - other[..., 24:40, 30:46]
-    one, two = (optimise(fixed, m, grid, grid, settings=QUICK, guides=Guides(moving_mask=mask)) for m in (spoilt, other))
+    one, two = (
+        optimise(fixed, m, grid, grid, settings=QUICK, guides=Guides(moving_mask=mask)) for m in (spoilt, other)
+    )
     far = torch.ones_like(fixed, dtype=torch.bool)
     far[..., 8:56, 14:62] = False
     assert error(one.ddf, two.ddf, far) < 0.05
@@ -201,7 +203,9 @@ def test_a_field_to_start_from_is_kept_and_improved():
     fixed, moving, truth = displaced_pair((96, 80), 9.0, seed=2)
     grid = grid_of((96, 80))
     start = truth + smooth_field((96, 80), 2.0, seed=7)
-    nothing = optimise(fixed, moving, grid, grid, settings=OptimiseSettings(time_limit=0.0), guides=Guides(start_ddf=start))
+    nothing = optimise(
+        fixed, moving, grid, grid, settings=OptimiseSettings(time_limit=0.0), guides=Guides(start_ddf=start)
+    )
     torch.testing.assert_close(nothing.ddf, start, atol=1e-4, rtol=0)
     result = optimise(fixed, moving, grid, grid, guides=Guides(start_ddf=start))
     inside = fixed > 0.1

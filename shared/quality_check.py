@@ -1,0 +1,236 @@
+"""How far a registration can be trusted: measures that need nothing but the pair, and a plain verdict.
+
+The verdict is "failed" or "suspect" where one of the measures is beyond its limit in :data:`LIMITS`, else "ok". It is
+a warning light, not a proof: a registration that looks right everywhere may still be wrong somewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .fields import identity, jacobian_determinant
+from .metrics import dice_per_label, hd95_per_label
+from .transform_io import Grid, Transform
+from .warp import warp
+
+__all__ = [
+    "LIMITS",
+    "correlation",
+    "covered_share",
+    "determinants",
+    "field_scores",
+    "label_scores",
+    "mutual_information",
+    "point_scores",
+    "round_trip",
+    "sample_pair",
+    "verdict",
+]
+
+# Measure -> (suspect beyond, failed beyond, what is wrong there). "below" limits are marked by the pair's order.
+LIMITS: dict[str, tuple[float, float, str]] = {
+    "covered": (0.5, 0.05, "of the fixed image lies on the moving image"),
+    "folds_percent": (0.01, 1.0, "% of the voxels fold"),
+    "sdlogj": (0.5, 1.5, "standard deviation of the log Jacobian: volumes change wildly"),
+    "round_trip_voxels": (0.1, 2.0, "left of a voxel, in the mean, after going forth and back"),
+    "similarity_gain": (0.0, -0.01, "change of the normalised mutual information"),
+    "similarity": (1.02, 1.005, "normalised mutual information: the images have little in common"),
+    "dice_gain": (-0.02, -0.1, "change of the labels' mean Dice"),
+    "dice": (0.3, 0.05, "mean Dice of the labels"),
+    "tre_gain_mm": (0.0, -5.0, "mm by which the landmarks came closer"),
+}
+
+# So many places of a pair are compared; more tell no more.
+_SAMPLES = 300_000
+_BINS = 48
+# Slices of a field whose determinants are taken at once, and how many neighbours these need.
+_SLAB, _MARGIN = 16, 2
+
+
+class Image(Protocol):
+    """An image (1, 1, *S) on its grid, and its mask or None."""
+
+    @property
+    def image(self) -> Tensor: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def mask(self) -> Tensor | None: ...
+
+
+# -- similarity --------------------------------------------------------------------------------------------------------
+
+
+def sample_pair(fixed: Image, moving: Image, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
+    """Return fixed and moving intensities at the same places, evenly spread over the fixed image.
+
+    Places outside the moving image, or outside a mask, do not count.
+
+    Args:
+        fixed: image and grid.
+        moving: image and grid.
+        transform: fixed to moving world.
+
+    Returns:
+        Two arrays of equal length.
+    """
+    d = len(fixed.grid.shape)
+    voxels = _places(fixed.grid.shape)
+    there = moving.grid.to_voxels(transform.move(fixed.grid.to_world(voxels), torch.float32))
+    seen = moving.grid.holds(there)
+    index = tuple(voxels.long().T)
+    if fixed.mask is not None:
+        seen &= fixed.mask.cpu()[0, 0][index] > 0
+    if moving.mask is not None:
+        seen &= _read(moving.mask.float().cpu(), there, "nearest") > 0
+    values = _read(moving.image.float().cpu(), there, "bilinear")
+    assert values.ndim == 1 and d == there.shape[1]
+    return fixed.image.cpu()[0, 0][index][seen].numpy(), values[seen].numpy()
+
+
+def _places(shape: Sequence[int]) -> Tensor:
+    """Return voxels (N, d) float64, every k-th along every axis."""
+    step = max(1, math.ceil((math.prod(shape) / _SAMPLES) ** (1 / len(shape))))
+    axes = [torch.arange(min((n - 1) % step // 2, n - 1), n, step, dtype=torch.float64) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape))
+
+
+def _read(volume: Tensor, voxels: Tensor, mode: str) -> Tensor:
+    """Read (1, 1, *S) at voxels (N, d); the edge is repeated."""
+    d = voxels.shape[1]
+    # As a field on a lattice of N voxels along the first axis, each looking at its own place.
+    lattice = identity((len(voxels), *[1] * (d - 1)), dtype=torch.float32)
+    field = voxels.float().T.reshape(1, d, -1, *[1] * (d - 1)) - lattice[None]
+    return warp(volume, field, mode=mode, padding_mode="border").flatten()
+
+
+def mutual_information(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the normalised mutual information ``(H(x) + H(y)) / H(x, y)`` of two samples: 1 to 2, NaN for few.
+
+    Studholme et al., Pattern Recognition 1999. Each sample is cut at its 0.5th and 99.5th percentile and put into 48
+    bins.
+    """
+    if len(x) < 100:
+        return math.nan
+    joint = np.zeros((_BINS, _BINS))
+    np.add.at(joint, (_binned(x), _binned(y)), 1.0)
+    joint /= joint.sum()
+
+    def entropy(p: np.ndarray) -> float:
+        p = p[p > 0]
+        return float(-(p * np.log(p)).sum())
+
+    both = entropy(joint)
+    return (entropy(joint.sum(0)) + entropy(joint.sum(1))) / both if both > 0 else math.nan
+
+
+def _binned(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, (0.5, 99.5))
+    if high <= low:
+        low, high = float(values.min()), float(values.max())
+    share = (values - low) / max(high - low, 1e-12)
+    return np.clip((share * _BINS).astype(int), 0, _BINS - 1)
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's correlation of two samples; NaN for few, or without contrast."""
+    if len(x) < 100 or x.std() == 0 or y.std() == 0:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+# -- the field ---------------------------------------------------------------------------------------------------------
+
+
+def determinants(ddf: Tensor) -> Tensor:
+    """Return ``det(I + d(ddf)/dx)`` (*S) of a field (1, d, *S), some slices at a time: it needs several times the field."""
+    n = ddf.shape[2]
+    result = torch.empty(ddf.shape[2:])
+    for first in range(0, n, _SLAB):
+        low, high = max(0, first - _MARGIN), min(n, first + _SLAB + _MARGIN)
+        result[first : first + _SLAB] = jacobian_determinant(ddf[:, :, low:high])[0, 0, first - low :][:_SLAB]
+    return result
+
+
+def field_scores(determinant: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """Return ``folds_percent`` and ``sdlogj`` as `shared.metrics` defines them, in the mask (*S) where there is one."""
+    values = determinant[mask > 0] if mask is not None else determinant.flatten()
+    logs = values.double().clamp(1e-9, 1e9).log()
+    return {"folds_percent": 100.0 * float((values <= 0).double().mean()), "sdlogj": float(logs.std(unbiased=False))}
+
+
+def covered_share(transform: Transform, fixed: Image, moving: Grid) -> float:
+    """Return which share of the fixed image (of its mask) the moving image covers after registration."""
+    voxels = _places(fixed.grid.shape)
+    if fixed.mask is not None:
+        voxels = voxels[fixed.mask.cpu()[0, 0][tuple(voxels.long().T)] > 0]
+    if not len(voxels):
+        return math.nan
+    there = moving.to_voxels(transform.move(fixed.grid.to_world(voxels), torch.float32))
+    return float(moving.holds(there).double().mean())
+
+
+def round_trip(transform: Transform, inverse: Transform, fixed: Grid) -> tuple[float, float]:
+    """Return how far forth and back ends from where it began, mean and largest, in mm, over the fixed image."""
+    world = fixed.to_world(_places(fixed.shape))
+    length = torch.linalg.vector_norm(inverse.move(transform.move(world)) - world, dim=1)
+    return float(length.mean()), float(length.max())
+
+
+# -- labels and points -------------------------------------------------------------------------------------------------
+
+
+def label_scores(warped: np.ndarray, fixed: np.ndarray, spacing_mm: Sequence[float]) -> dict[int, dict[str, float]]:
+    """Return Dice and HD95 in mm of each label above zero that either map holds."""
+    pair = [torch.from_numpy(volume.astype(np.int64)) for volume in (warped, fixed)]
+    labels = sorted({int(v) for volume in pair for v in torch.unique(volume) if v > 0})
+    scores = zip(dice_per_label(*pair, labels), hd95_per_label(*pair, labels, spacing_mm), strict=True)
+    return {label: {"dice": float(d), "hd95_mm": float(h)} for label, (d, h) in zip(labels, scores, strict=True)}
+
+
+def point_scores(transform: Transform, fixed: Tensor, moving: Tensor) -> dict[str, float]:
+    """Return the target registration error in mm: mean, median and largest, after and before."""
+    rows = {}
+    for suffix, points in (("", transform.move(fixed)), ("_before", fixed)):
+        length = torch.linalg.vector_norm(points - moving, dim=1)
+        rows |= {f"tre_mm{suffix}": float(length.mean()), f"tre_max_mm{suffix}": float(length.max())}
+    return rows
+
+
+# -- verdict -----------------------------------------------------------------------------------------------------------
+
+
+def verdict(scores: Mapping[str, float], remarks: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """Return "ok", "suspect" or "failed", and the reasons.
+
+    Args:
+        scores: measures by name; those that are not there, or NaN, are not judged.
+        remarks: other reasons for doubt; each makes the verdict "suspect" at least.
+    """
+    found = "suspect" if remarks else "ok"
+    reasons = list(remarks)
+    for name, value, suspect, failed, text in _judged(scores):
+        rising = failed > suspect
+        if (value > failed) if rising else (value < failed):
+            found, limit = "failed", failed
+        elif (value > suspect) if rising else (value < suspect):
+            found, limit = "suspect" if found == "ok" else found, suspect
+        else:
+            continue
+        reasons.append(f"{name} {value:.4g} ({'above' if rising else 'below'} {limit:g}): {text}")
+    return found, reasons
+
+
+def _judged(scores: Mapping[str, float]) -> Iterator[tuple[Any, ...]]:
+    for name, (suspect, failed, text) in LIMITS.items():
+        value = scores.get(name)
+        if value is not None and math.isfinite(value):
+            yield name, value, suspect, failed, text

@@ -1,0 +1,6 @@
+"""From files to files: a moving image registered to a fixed one, with transforms, scores and a verdict."""
+
+from .run import register
+from .start import INITS, NetworkField
+
+__all__ = ["INITS", "NetworkField", "register"]

@@ -1,0 +1,111 @@
+"""What ``metrics.json`` says of a registration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..apply import resample
+from ..quality_check import (
+    correlation,
+    covered_share,
+    field_scores,
+    label_scores,
+    mutual_information,
+    point_scores,
+    round_trip,
+    sample_pair,
+)
+from ..transform_io import Affine, Grid, Transform
+from .inputs import Pair
+from .search import Found
+
+__all__ = ["plain", "scored", "scored_labels"]
+
+
+def scored(
+    pair: Pair, found: Found, inverse: Transform, forth: tuple[Tensor, Tensor, Grid]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the scores of the field and of the images, and those of the points.
+
+    Args:
+        pair: files, read.
+        found: the registration.
+        inverse: of its transform.
+        forth: its whole field (1, d, *S), the Jacobian determinants (*S) and their grid.
+    """
+    fixed, moving = pair.fixed, pair.moving
+    ddf, determinant, grid = forth
+    scores = _similarity(pair, found.transform)
+    mask = fixed.mask[0, 0] if fixed.mask is not None and fixed.mask.shape[2:] == determinant.shape else None
+    scores |= field_scores(determinant, mask)
+    scores["covered"] = covered_share(found.transform, fixed, moving.grid)
+    mean, largest = round_trip(found.transform, inverse, grid)
+    scores |= {"round_trip_mm": mean, "round_trip_max_mm": largest}
+    scores["round_trip_voxels"] = mean / float(np.prod(grid.spacing_mm) ** (1 / len(grid.shape)))
+    scores["displacement_mm"], scores["displacement_max_mm"] = _lengths(ddf, grid)
+    points: dict[str, Any] = {}
+    for name, side in (("fixed", fixed), ("moving", moving)):
+        if side.world is not None:
+            points[name] = {"count": len(side.world), "outside": side.outside}
+    if fixed.world is not None and moving.world is not None:
+        scores |= point_scores(found.transform, fixed.world, moving.world)
+        scores["tre_gain_mm"] = scores["tre_mm_before"] - scores["tre_mm"]
+    return scores, points
+
+
+def _similarity(pair: Pair, transform: Transform) -> dict[str, float]:
+    still = Transform((Affine(np.eye(transform.dims + 1)),))
+    scores = {}
+    for suffix, there in (("", transform), ("_before", still)):
+        values = sample_pair(pair.fixed, pair.moving, there)
+        scores |= {f"similarity{suffix}": mutual_information(*values), f"correlation{suffix}": correlation(*values)}
+    scores["similarity_gain"] = scores["similarity"] - scores["similarity_before"]
+    return scores
+
+
+def _lengths(ddf: Tensor, grid: Grid) -> tuple[float, float]:
+    """Return the mean and the largest displacement in mm, some slices at a time."""
+    matrix = torch.as_tensor(grid.affine[:-1, :-1], dtype=ddf.dtype)
+    total, largest = 0.0, 0.0
+    for part in ddf[0].split(16, dim=1):
+        length = torch.linalg.vector_norm(torch.einsum("ij,j...->i...", matrix, part), dim=0)
+        total, largest = total + float(length.double().sum()), max(largest, float(length.max()))
+    return total / ddf[0, 0].numel(), largest
+
+
+def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """Return the mean scores of the labels, and those of each label; nothing without both label maps.
+
+    Args:
+        pair: files, read.
+        warped: the moving label map on the fixed grid.
+    """
+    fixed, moving = pair.fixed, pair.moving
+    if fixed.label is None or moving.label is None or warped is None:
+        return {}, {}
+    table = label_scores(warped, fixed.label, fixed.grid.spacing_mm)
+    still = Transform((Affine(np.eye(len(fixed.grid.shape) + 1)),)).ddf(fixed.grid, moving.grid)
+    before = label_scores(resample(moving.label, still, "nearest"), fixed.label, fixed.grid.spacing_mm)
+    scores = {}
+    for name in ("dice", "hd95_mm"):
+        for suffix, rows in (("", table), ("_before", before)):
+            values = [row[name] for row in rows.values() if math.isfinite(row[name])]
+            scores[f"{name}{suffix}"] = float(np.mean(values)) if values else math.nan
+    scores["dice_gain"] = scores["dice"] - scores["dice_before"]
+    return scores, table
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: no NaN (null instead), six digits, text keys."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

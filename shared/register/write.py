@@ -1,0 +1,59 @@
+"""The files of a registration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..apply import resample
+from ..transform_io import Grid, Transform, write_point_file
+from .inputs import Side
+
+__all__ = ["pulled", "storable_label", "write_points"]
+
+# Voxels of the fixed grid that an image is pulled to at once.
+_AT_ONCE = 4_000_000
+
+
+def pulled(voxels: np.ndarray, transform: Transform, fixed: Grid, moving: Grid, interpolation: str) -> np.ndarray:
+    """Pull an image (*S) through a transform onto the fixed grid, some slices at a time; see `shared.apply.resample`."""
+    rows = max(1, _AT_ONCE // max(1, int(np.prod(fixed.shape[1:]))))
+    parts = []
+    for first in range(0, fixed.shape[0], rows):
+        affine = fixed.affine.copy()
+        affine[:-1, -1] += first * fixed.affine[:-1, 0]
+        part = Grid((min(rows, fixed.shape[0] - first), *fixed.shape[1:]), affine)
+        parts.append(resample(voxels, transform.ddf(part, moving), interpolation))
+    return np.concatenate(parts)
+
+
+def storable_label(label: np.ndarray) -> np.ndarray:
+    """Return a label map in its own type, or whole numbers where that type is not one of NIfTI's everyday ones."""
+    if label.dtype.kind == "b":
+        return label.astype(np.uint8)
+    if label.dtype.name in ("int64", "uint64"):
+        return label.astype(np.int32)
+    return label
+
+
+def write_points(
+    folder: Path, transform: Transform, inverse: Transform, fixed: Side, moving: Side
+) -> dict[str, dict[str, int]]:
+    """Write the moving points where they land in the fixed image, and the fixed points in the moving image.
+
+    Returns:
+        for ``warped`` and ``fixed_in_moving``: how many, and how many of them land outside the image.
+    """
+    found = {}
+    for name, source, target, there in (
+        ("warped_points", moving, fixed, inverse),
+        ("fixed_points_in_moving", fixed, moving, transform),
+    ):
+        if source.world is None or source.points is None:
+            continue
+        landed = there.move(source.world)
+        write_point_file(folder / f"{name}.csv", landed, source.points, target.grid)
+        outside = int((~target.grid.holds(target.grid.to_voxels(landed))).sum())
+        found[name] = {"count": len(landed), "outside": outside}
+    return found
