@@ -113,7 +113,7 @@ def ours(case: Case, verbose: bool) -> Tensor:
 
 def syn(case: Case, options: Mapping[str, object]) -> Tensor:
     """Run SyN from the identity, half resolution the finest, and return its map in fixed voxels."""
-    import ants  # noqa: PLC0415 - optional
+    import ants
 
     with tempfile.TemporaryDirectory() as folder:
         images = []
@@ -155,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_ITK_THREADS"] = str(options.threads)
     try:
-        import ants  # noqa: F401, PLC0415 - optional
+        import ants  # noqa: F401 - optional
     except ImportError:
         print("antspyx is not installed: SyN is left out")
         options.syn = []

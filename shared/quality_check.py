@@ -33,7 +33,7 @@ __all__ = [
     "verdict",
 ]
 
-# Measure -> (suspect beyond, failed beyond, what is wrong there). "below" limits are marked by the pair's order.
+# Measure -> (suspect beyond, failed beyond, what it is). Where the second is the larger one, large values are bad.
 LIMITS: dict[str, tuple[float, float, str]] = {
     "covered": (0.5, 0.05, "of the fixed image lies on the moving image"),
     "folds_percent": (0.01, 1.0, "% of the voxels fold"),
@@ -82,7 +82,6 @@ def sample_pair(fixed: Image, moving: Image, transform: Transform) -> tuple[np.n
     Returns:
         Two arrays of equal length.
     """
-    d = len(fixed.grid.shape)
     voxels = _places(fixed.grid.shape)
     there = moving.grid.to_voxels(transform.move(fixed.grid.to_world(voxels), torch.float32))
     seen = moving.grid.holds(there)
@@ -92,7 +91,6 @@ def sample_pair(fixed: Image, moving: Image, transform: Transform) -> tuple[np.n
     if moving.mask is not None:
         seen &= _read(moving.mask.float().cpu(), there, "nearest") > 0
     values = _read(moving.image.float().cpu(), there, "bilinear")
-    assert values.ndim == 1 and d == there.shape[1]
     return fixed.image.cpu()[0, 0][index][seen].numpy(), values[seen].numpy()
 
 
@@ -151,7 +149,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def determinants(ddf: Tensor) -> Tensor:
-    """Return ``det(I + d(ddf)/dx)`` (*S) of a field (1, d, *S), some slices at a time: it needs several times the field."""
+    """Return ``det(I + d(ddf)/dx)`` (*S) of a field (1, d, *S), some slices at a time, to save memory."""
     n = ddf.shape[2]
     result = torch.empty(ddf.shape[2:])
     for first in range(0, n, _SLAB):
@@ -192,13 +190,13 @@ def label_scores(warped: np.ndarray, fixed: np.ndarray, spacing_mm: Sequence[flo
     """Return Dice and HD95 in mm of each label above zero that either map holds."""
     pair = [torch.from_numpy(volume.astype(np.int64)) for volume in (warped, fixed)]
     labels = sorted({int(v) for volume in pair for v in torch.unique(volume) if v > 0})
-    scores = zip(dice_per_label(*pair, labels), hd95_per_label(*pair, labels, spacing_mm), strict=True)
-    return {label: {"dice": float(d), "hd95_mm": float(h)} for label, (d, h) in zip(labels, scores, strict=True)}
+    dice, distance = dice_per_label(pair[0], pair[1], labels), hd95_per_label(pair[0], pair[1], labels, spacing_mm)
+    return {label: {"dice": float(dice[i]), "hd95_mm": float(distance[i])} for i, label in enumerate(labels)}
 
 
 def point_scores(transform: Transform, fixed: Tensor, moving: Tensor) -> dict[str, float]:
-    """Return the target registration error in mm: mean, median and largest, after and before."""
-    rows = {}
+    """Return the target registration error in mm: mean and largest, after and before."""
+    rows: dict[str, float] = {}
     for suffix, points in (("", transform.move(fixed)), ("_before", fixed)):
         length = torch.linalg.vector_norm(points - moving, dim=1)
         rows |= {f"tre_mm{suffix}": float(length.mean()), f"tre_max_mm{suffix}": float(length.max())}

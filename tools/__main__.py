@@ -1,4 +1,4 @@
-"""``python -m tools COMMAND``: apply, chain, compare, register, report; ``--help`` after a command tells its options."""
+"""``python -m tools COMMAND``: apply, chain, compare, register, report; ``--help`` after a command tells more."""
 
 from __future__ import annotations
 

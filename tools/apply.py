@@ -43,7 +43,6 @@ def listed_transforms(values: str | Sequence[str]) -> list[tuple[str, bool]]:
 
 def apply_transforms(*arguments: Any) -> dict[str, Any]:
     """Call :func:`shared.apply.apply_files`, with warnings as plain lines on stderr."""
-
     with plain_warnings():
         return apply_files(*arguments)
 

@@ -1,4 +1,4 @@
-"""Words of the command line: file names stay text, unknown flags are told with a near miss, warnings are plain lines."""
+"""Words of the command line: file names stay text, unknown flags are told with a near miss, warnings are lines."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import torch
 
 from shared.errors import InputError
 from shared.register import register as register_files
+from shared.register import summary
 
 from .flags import literal_flags, plain_warnings
 
@@ -155,17 +156,5 @@ def register(
 
 def _described(result: dict[str, Any], out: str) -> str:
     """Return the scores and the verdict in a few lines."""
-    scores = result["scores"]
-    lines = [
-        f"{label} {scores[f'{key}_before']:.4g} -> {scores[key]:.4g}{unit}"
-        for key, label, unit in (
-            ("similarity", "similarity", ""),
-            ("dice", "Dice", ""),
-            ("hd95_mm", "HD95", " mm"),
-            ("tre_mm", "TRE", " mm"),
-        )
-        if scores.get(key) is not None and scores.get(f"{key}_before") is not None
-    ]
-    lines.append(f"folds {scores['folds_percent']:.3g} %, SDlogJ {scores['sdlogj']:.3g}")
     reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
-    return f"{', '.join(lines)}\nverdict: {result['verdict']}{reasons}\nwritten to {out}"
+    return f"{summary(result['scores'])}\nverdict: {result['verdict']}{reasons}\nwritten to {out}"

@@ -33,7 +33,7 @@ class Alignment:
 
     Attributes:
         matrix: (d+1, d+1), takes RAS millimetres of the fixed image to those of the moving image.
-        kind: "identity", "rigid" or "affine".
+        kind: "identity", "given", "centre", "rigid" or "affine".
         note: why, for the log.
     """
 
@@ -76,7 +76,7 @@ def align(pair: Views, mode: str, multimodal: bool, out_of_time: Callable[[], bo
 
     Args:
         pair: the images.
-        mode: "auto", "identity", "rigid" or "affine".
+        mode: "auto", "identity", "centre", "rigid" or "affine".
         multimodal: 6 degrees of freedom in "auto" then, and no fit where the frame is shared.
         out_of_time: asked between fits.
     """
@@ -86,6 +86,10 @@ def align(pair: Views, mode: str, multimodal: bool, out_of_time: Callable[[], bo
         return Alignment(identity, "identity", "as asked for")
     view, foreground = _overlap(pair)
     overlap = f"fields of view overlap by {view:.0%}, foregrounds by {foreground:.0%}"
+    if mode == "centre":
+        # The middle of what is seen or of what is not black, each a pure shift.
+        shifts = [s for s in _starts(pair)[1:] if np.array_equal(s[:d, :d], np.eye(d))]
+        return Alignment(max(shifts, key=lambda s: _score(pair, s)), "centre", f"as asked for: {overlap}")
     shared = view >= SHARED_VIEW and foreground >= SHARED_FOREGROUND
     if mode == "auto" and shared and multimodal:
         return Alignment(identity, "identity", f"one frame: {overlap}")

@@ -15,6 +15,8 @@ __all__ = ["alike", "fold_percent", "unfold", "worse_than"]
 
 # Voxels below this determinant are smoothed, not only those at zero: the field is resampled afterwards.
 NARROW = 0.1
+# Share of the overlap at the start that a result has to keep.
+LEAST_SEEN = 0.5
 # Slices of a field looked at together: determinants need several times the field's memory.
 SLAB = 32
 
@@ -69,7 +71,8 @@ def alike(pair: Similarity) -> float:
 def worse_than(judge: MutualInformation, ddf: Tensor, start: Tensor, optimised: str) -> tuple[bool, str]:
     """Compare two displacements by a similarity that was not optimised, over the voxels that both can see.
 
-    Mutual information judges LNCC and MIND-SSC, LNCC judges mutual information.
+    Mutual information judges LNCC and MIND-SSC, LNCC judges mutual information. A result that sees less than half of
+    what the start sees is worse in any case.
 
     Args:
         judge: holds the images.
@@ -82,7 +85,10 @@ def worse_than(judge: MutualInformation, ddf: Tensor, start: Tensor, optimised: 
     """
     before, weight = judge.warped(start)
     after, other = judge.warped(ddf)
-    weight = torch.minimum(weight, other)
+    common = torch.minimum(weight, other)
+    share, weight = float(common.sum() / weight.sum().clamp_min(1e-6)), common
+    if share < LEAST_SEEN:
+        return True, f"{share:.0%} of the overlap is left"
     if optimised == "mi":
         name, loss = "local correlation", LocalNCCLoss(7)
         old, new = (1.0 - float(loss(image, judge.fixed, weight)) for image in (before, after))

@@ -17,6 +17,10 @@ __all__ = ["Stiffness", "Trace", "descend"]
 
 MOMENTUM = 0.9
 CHECK_EVERY = 10
+# Share of the first step that the last one is shorter by.
+FALL = 0.75
+# A gradient counts as rounding where one voxel alone would change the mean loss by less than this a voxel.
+ROUNDING = 1e-5
 # Less improvement of the loss than this share between two checks ends a level.
 STALLED = 5e-4
 
@@ -88,7 +92,7 @@ def descend(
             value, gradient = value + weight * more, gradient.add_(slope, alpha=weight)
         values.append(value)
         step = _direction(gradient, mean, power, k, stiffness.update)
-        step = (step * (-stiffness.step * (1.0 - 0.75 * k / iterations))).clamp_(-1.0, 1.0)
+        step = (step * (-stiffness.step * (1.0 - FALL * k / iterations))).clamp_(-1.0, 1.0)
         if pull is not None:
             step = step + (pull[0] * pull[1](ddf)).clamp_(-1.0, 1.0)
         ddf = gaussian_smooth(compose(ddf, step), stiffness.field)
@@ -113,5 +117,5 @@ def _direction(gradient: Tensor, mean: Tensor, power: Tensor, k: int, sigma: flo
     power.mul_(MOMENTUM).add_(smooth[:, d:], alpha=1.0 - MOMENTUM)
     # Both moments start from zero and grow alike, up to the root.
     scale = (1.0 - MOMENTUM ** (k + 1)) ** -0.5
-    floor = 1e-6 * power.amax().sqrt() + 1e-30
+    floor = ROUNDING / power.numel()
     return mean * (scale / (power.sqrt() + floor))

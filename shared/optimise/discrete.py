@@ -15,6 +15,8 @@ __all__ = ["coupled_convex"]
 # Coupling of the cheapest displacement to its smooth neighbourhood, round by round (Heinrich et al. 2014, sec. 2.2).
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 MOST_COSTS = 20_000_000
+# Share of the overlap without a displacement that a displacement has to leave.
+LEAST_OVERLAP = 0.5
 
 
 def coupled_convex(similarity: MINDSSC, radius: int) -> Tensor:
@@ -38,12 +40,19 @@ def coupled_convex(similarity: MINDSSC, radius: int) -> Tensor:
     offsets = list(itertools.product(range(-radius, radius + 1), repeat=d))
     # Whole voxels: the candidates are cut out of the moving features, which are seen as far as the search goes.
     moving, weight = similarity.surroundings(radius)
+
+    def cut(volume: Tensor, offset: tuple[int, ...]) -> Tensor:
+        return volume[(..., *[slice(radius + o, radius + o + n) for o, n in zip(offset, size, strict=True)])]
+
+    # What hardly leaves the images an overlap cannot be judged: one read-out for all offsets.
+    overlap = torch.stack([cut(weight, offset).sum() for offset in offsets])
+    enough = (overlap >= LEAST_OVERLAP * overlap[len(offsets) // 2]).tolist()
+    offsets = [offset for offset, kept in zip(offsets, enough, strict=True) if kept]
     costs = []
     for offset in offsets:
-        cut = (..., *[slice(radius + o, radius + o + n) for o, n in zip(offset, size, strict=True)])
-        cost = (moving[cut] - fixed).square().mean(dim=1, keepdim=True)
+        cost = (cut(moving, offset) - fixed).square().mean(dim=1, keepdim=True)
         # Where the moving image does not reach, nothing speaks for or against a displacement.
-        seen = weight[cut]
+        seen = cut(weight, offset)
         mean = (cost * seen).sum() / seen.sum().clamp_min(1e-6)
         costs.append(gaussian_smooth(torch.lerp(mean.expand_as(cost), cost, seen), 0.5)[0, 0].flatten())
     table = torch.stack(costs)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..losses.similarity import LocalNCCLoss, mind_ssc
 from ..warp import warp
 
-__all__ = ["LocalNCC", "MINDSSC", "MutualInformation", "Similarity", "slopes"]
+__all__ = ["MINDSSC", "LocalNCC", "MutualInformation", "Similarity", "slopes"]
 
 
 class Similarity:
@@ -49,7 +49,7 @@ class Similarity:
         return sampled[:, :-1], sampled[:, -1:] * self.fixed_weight
 
     def surroundings(self, width: int) -> tuple[Tensor, Tensor]:
-        """Return the moving image or features and their weight on the fixed lattice, ``width`` voxels wider each way."""
+        """Return the moving image or features and their weight on the fixed lattice, ``width`` voxels wider."""
         size = self.fixed.shape[2:]
         margin = [(p - n) // 2 for p, n in zip(self.moving.shape[2:], size, strict=True)]
         # Cut where the margin is wider, repeated where it is narrower; the repeated edge weighs nothing.
@@ -68,11 +68,10 @@ class Similarity:
 class LocalNCC(Similarity):
     """`LocalNCCLoss`: one minus the squared local correlation."""
 
-    def __init__(self, *images: Tensor, margin: Sequence[int], window: int = 7) -> None:
-        super().__init__(*images, margin=margin)
-        self.loss = LocalNCCLoss(window)
+    loss = LocalNCCLoss(window=7)
 
     def __call__(self, ddf: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient (1, d, *S)."""
         image, weight = self.warped(ddf)
         with torch.enable_grad():
             leaf = image.detach().requires_grad_()
@@ -85,16 +84,21 @@ class MINDSSC(Similarity):
     """Mean squared difference of self-similarity contexts, described once a level and warped as they are.
 
     That leaves out how a descriptor turns with the image, which the next level makes up for. Patches of the moving
-    image that reach over its field of view are not trusted: its weight is cut back by one voxel.
+    image that reach over its field of view are not trusted: its weight is cut back by one voxel. Both images are
+    described with the same margin, as what is flat to a descriptor depends on all that it sees.
     """
 
     def __init__(
         self, fixed: Tensor, moving: Tensor, fixed_weight: Tensor, moving_weight: Tensor, margin: Sequence[int]
     ) -> None:
-        features = (mind_ssc(image, radius=1, dilation=1)[:, 0] for image in (fixed, moving))
-        super().__init__(*features, fixed_weight, _eroded(moving_weight), margin=margin)
+        wide = F.pad(fixed, [m for m in reversed(margin) for _ in range(2)], mode="replicate")
+        features = [mind_ssc(image, radius=1, dilation=1)[:, 0] for image in (wide, moving)]
+        for dim, (m, n) in enumerate(zip(margin, fixed.shape[2:], strict=True), start=2):
+            features[0] = features[0].narrow(dim, m, n)
+        super().__init__(features[0].contiguous(), features[1], fixed_weight, _eroded(moving_weight), margin)
 
     def __call__(self, ddf: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient (1, d, *S)."""
         features, weight = self.warped(ddf)
         difference = features - self.fixed
         share = weight / (weight.sum().clamp_min(1e-6) * features.shape[1])
@@ -110,10 +114,13 @@ class MutualInformation(Similarity):
     Hat kernel for the fixed, cubic B-spline for the moving image; both in [0, 1].
     """
 
-    def __init__(self, *images: Tensor, margin: Sequence[int], bins: int = 32) -> None:
-        super().__init__(*images, margin=margin)
-        self.centres = torch.arange(bins, dtype=self.fixed.dtype, device=self.fixed.device)
-        self.bins = bins
+    bins = 32
+
+    def __init__(
+        self, fixed: Tensor, moving: Tensor, fixed_weight: Tensor, moving_weight: Tensor, margin: Sequence[int]
+    ) -> None:
+        super().__init__(fixed, moving, fixed_weight, moving_weight, margin)
+        self.centres = torch.arange(self.bins, dtype=self.fixed.dtype, device=self.fixed.device)
         self.fixed_kernel = (1 - (self._distance(self.fixed)).abs()).clamp_min_(0)
 
     def _distance(self, image: Tensor) -> Tensor:
@@ -134,6 +141,7 @@ class MutualInformation(Similarity):
         return -(joint * gain).sum(), -on_image.view_as(image)
 
     def __call__(self, ddf: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient (1, d, *S)."""
         image, weight = self.warped(ddf)
         value, on_image = self.information(image, weight)
         return value, torch.cat([on_image * slope for slope in slopes(image)], dim=1)

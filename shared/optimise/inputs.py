@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class Guides:
         fixed_points: (N, d) voxels of the fixed image.
         moving_points: (N, d) voxels of the moving image, line by line the same places.
         start_ddf: (1, d, *S) in fixed voxels, a field to start from (a network's), through the frame both images share.
+        start_affine: (d+1, d+1) initial map, takes RAS millimetres of the fixed image to those of the moving image; a
+            ``start_ddf`` comes before it.
     """
 
     fixed_mask: Tensor | None = None
@@ -34,6 +37,7 @@ class Guides:
     fixed_points: Tensor | None = None
     moving_points: Tensor | None = None
     start_ddf: Tensor | None = None
+    start_affine: np.ndarray | None = None
 
 
 class PairInput:
@@ -67,6 +71,7 @@ class PairInput:
         start, size = guides.start_ddf, (1, len(fixed_grid.shape), *fixed_grid.shape)
         if start is not None and tuple(start.shape) != size:
             raise InputError(f"found a start field of shape {tuple(start.shape)}, expected {size} on the fixed image")
+        self._check_affine()
 
     def _check_shape(self, what: str, volume: Tensor, name: str) -> None:
         shape = self.grids[name].shape
@@ -84,6 +89,16 @@ class PairInput:
         if not common:
             raise InputError(f"found labels {sorted(present[0])} and {sorted(present[1])}, expected one in both maps")
         return common
+
+    def _check_affine(self) -> None:
+        matrix, d = self.guides.start_affine, len(self.grids["fixed"].shape)
+        if matrix is None:
+            return
+        if matrix.shape != (d + 1, d + 1) or not np.isfinite(matrix).all() or not np.linalg.det(matrix[:d, :d]) > 0:
+            raise InputError(
+                f"found an initial affine {np.array2string(matrix, precision=4)}, expected ({d + 1}, {d + 1}) in RAS "
+                "millimetres with a positive determinant"
+            )
 
     def _check_points(self) -> None:
         fixed, moving = self.guides.fixed_points, self.guides.moving_points

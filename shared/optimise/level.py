@@ -15,7 +15,6 @@ from .align import moved
 from .forces import MINDSSC, LocalNCC, MutualInformation, Similarity
 from .inputs import Guides
 from .lattice import carry, padded, place, reach, thinned
-from .plan import Stage
 from .settings import OptimiseSettings
 from .terms import LandmarkPull, SoftDice
 
@@ -106,10 +105,10 @@ class Level:
     Args:
         scene: the pair.
         grid: lattice of the level.
-        stage: which similarity.
+        similarity: "lncc", "mind" or "mi".
     """
 
-    def __init__(self, scene: Scene, grid: Grid, stage: Stage) -> None:
+    def __init__(self, scene: Scene, grid: Grid, similarity: str) -> None:
         self.grid = grid
         self._scene = scene
         self._margin = _margin(scene, grid)
@@ -117,7 +116,7 @@ class Level:
         self._start = scene.start_on(self._target)
         weights = self._weights()
         images = (place(scene.fixed, scene.fixed_grid, grid), self._moving(scene.moving))
-        self.similarity = SIMILARITIES[stage.similarity](*images, *weights, margin=self._margin)
+        self.similarity = SIMILARITIES[similarity](*images, *weights, margin=self._margin)
         self.terms: list[tuple[float, Similarity]] = []
         if scene.labels is not None:
             maps = (place(scene.labels[0], scene.fixed_grid, grid), self._moving(scene.labels[1]))

@@ -39,7 +39,7 @@ class Stage:
     spacing_mm: float
     similarity: str
     iterations: int
-    stiffness: Stiffness | None = None
+    stiffness: Stiffness
 
 
 def plan(fixed: Grid, moving: Grid, settings: OptimiseSettings, multimodal: bool) -> list[Stage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -27,7 +28,7 @@ __all__ = ["optimise"]
 
 # Reach of the discrete search, in voxels of the coarsest level.
 SEARCH = 4
-# A discrete start is taken where its loss is below this share of the loss without it.
+# A discrete start is taken where its loss is below this share of the loss without it, and its overlap not below.
 CLEARLY = 0.9
 # Two scans of one patient match as they are in at least this share of the places with texture, see `alike`.
 SAME_PATIENT = 0.15
@@ -106,10 +107,13 @@ class _Run:
         return self._result(scene, ddf, grid, stages[-1].similarity, alignment, grids)
 
     def _align(self, scene: Scene, multimodal: bool) -> Alignment:
-        mode = self.settings.alignment
+        mode, given = self.settings.alignment, scene.guides.start_affine
         # A field to start from holds in the frame of the headers.
         mode = "identity" if scene.guides.start_ddf is not None and mode == "auto" else mode
-        alignment = align(scene, mode, multimodal, self.out_of_time)
+        if given is not None:
+            alignment = Alignment(np.asarray(given, dtype=float), "given", "as given")
+        else:
+            alignment = align(scene, mode, multimodal, self.out_of_time)
         self.messages.append(f"alignment: {alignment.kind} ({alignment.note})")
         self.lap("alignment")
         return alignment
@@ -121,7 +125,7 @@ class _Run:
             motion, why = "within", "two modalities"
         elif motion == "auto":
             grid = coarser(scene.native[0], 2 * stages[-1].spacing_mm)
-            share = alike(Level(scene, grid, Stage(stages[-1].spacing_mm, "lncc", 0)).similarity)
+            share = alike(Level(scene, grid, "lncc").similarity)
             motion = "within" if share >= SAME_PATIENT else "between"
             why = f"{share:.1%} of the places with texture match before any deformation"
         self.messages.append(f"motion: {'within one patient' if motion == 'within' else 'between patients'} ({why})")
@@ -136,7 +140,7 @@ class _Run:
                 break
             finer = coarser(scene.native[0], stage.spacing_mm)
             ddf, grid = carry(ddf, grid, finer), finer
-            level = Level(scene, grid, stage)
+            level = Level(scene, grid, stage.similarity)
             ddf = self._first(level, stage, bar) if index == 0 else self._one(level, stage, ddf, bar)
             self.lap(f"{stage.spacing_mm:.3g} mm {stage.similarity}")
         return ddf, grid
@@ -150,7 +154,9 @@ class _Run:
         bar.total += stage.iterations
         other = self._one(level, stage, coupled_convex(level.similarity, SEARCH), bar)
         values = [float(level.similarity(ddf)[0]) for ddf in (best, other)]
-        taken = self.settings.discrete == "always" or values[1] < CLEARLY * values[0]
+        seen = [float(level.similarity.warped(ddf)[1].sum()) for ddf in (best, other)]
+        better = values[1] < CLEARLY * values[0] and seen[1] > CLEARLY * seen[0]
+        taken = self.settings.discrete == "always" or better
         self.messages.append(
             f"discrete start {'taken' if taken else 'not taken'}: loss {values[1]:.4f}, without it {values[0]:.4f}"
         )
@@ -182,7 +188,7 @@ class _Run:
         """Check the deformation and bring it to the fixed image's own lattice, smoothed where it folds."""
         # Half the resolution tells as much at an eighth of the work.
         coarse = coarser(grid, 2 * min(grid.spacing_mm))
-        judge = Level(scene, coarse, Stage(0.0, "mi", 0))
+        judge = Level(scene, coarse, "mi")
         assert isinstance(judge.similarity, MutualInformation)
         worse, numbers = worse_than(judge.similarity, carry(ddf, grid, coarse), judge.rest(), optimised)
         # Labels and landmarks may ask for what the images do not.

@@ -12,7 +12,7 @@ __all__ = ["OptimiseSettings"]
 CHOICES = {
     "similarity": ("auto", "lncc", "mind", "mi"),
     "motion": ("auto", "within", "between"),
-    "alignment": ("auto", "identity", "rigid", "affine"),
+    "alignment": ("auto", "identity", "centre", "rigid", "affine"),
     "discrete": ("auto", "always", "never"),
     "fixed_modality": ("auto", "ct", "mr"),
     "moving_modality": ("auto", "ct", "mr"),
@@ -27,8 +27,9 @@ class OptimiseSettings:
         similarity: of the fine levels. "auto" takes LNCC within one modality and MIND-SSC across two. Coarse levels
             use MIND-SSC, or MI where that is asked for.
         motion: "within" one patient (stiffer) or "between" patients; "auto" decides by headers and images.
-        alignment: before the deformation: "identity" keeps the headers' frame, "rigid" and "affine" fit one,
-            "auto" keeps the frame where both images share it and else fits a rigid, then an affine one.
+        alignment: before the deformation: "identity" keeps the headers' frame, "centre" lays the middles on each
+            other, "rigid" and "affine" fit a map, "auto" keeps the frame where both images share it and else fits a
+            rigid, then an affine map. `Guides.start_affine` comes before all of them.
         levels_mm: voxel lengths of the levels from coarse to fine; None follows the field of view.
         iterations: most iterations a level, one number for all or one a level; None is the default of each level.
         discrete: whether a discrete search starts the coarsest level; "auto" tries and keeps it where it is better.
@@ -71,8 +72,6 @@ class OptimiseSettings:
             raise InputError(
                 f"found levels_mm {list(levels)}, expected millimetres from coarse to fine, such as 8, 4, 2"
             )
-        if isinstance(self.iterations, Sequence):
-            if levels is None or len(self.iterations) != len(levels) or min(self.iterations) < 0:
-                raise InputError(
-                    f"found iterations {list(self.iterations)} for levels_mm {levels}, expected as many, none negative"
-                )
+        each = self.iterations
+        if isinstance(each, Sequence) and (levels is None or len(each) != len(levels) or min(each) < 0):
+            raise InputError(f"found iterations {list(each)} for levels_mm {levels}, expected as many, none negative")

@@ -22,6 +22,7 @@ class SoftDice(Similarity):
     """
 
     def __call__(self, ddf: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient (1, d, *S)."""
         p, weight = self.warped(ddf)
         q = self.fixed
         dims = tuple(range(2, p.ndim))

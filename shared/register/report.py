@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..apply import resample
+from ..data.intensity import looks_like_ct, normalise
 from ..quality_check import (
     correlation,
     covered_share,
@@ -20,11 +23,26 @@ from ..quality_check import (
     round_trip,
     sample_pair,
 )
+from ..quality_picture import Scene, quality_figure
 from ..transform_io import Affine, Grid, Transform
 from .inputs import Pair
 from .search import Found
 
-__all__ = ["plain", "scored", "scored_labels"]
+__all__ = ["draw", "plain", "scored", "scored_labels", "summary"]
+
+# Scores with a value before: key, name, unit; and those of the field.
+_CHANGES = (
+    ("similarity", "similarity", ""),
+    ("dice", "Dice", ""),
+    ("hd95_mm", "HD95", " mm"),
+    ("tre_mm", "TRE", " mm"),
+)
+_MEASURES = (
+    ("folds_percent", "folds", " %"),
+    ("sdlogj", "SDlogJ", ""),
+    ("round_trip_mm", "round trip", " mm"),
+    ("covered", "covered", "share"),
+)
 
 
 def scored(
@@ -60,7 +78,7 @@ def scored(
 
 def _similarity(pair: Pair, transform: Transform) -> dict[str, float]:
     still = Transform((Affine(np.eye(transform.dims + 1)),))
-    scores = {}
+    scores: dict[str, float] = {}
     for suffix, there in (("", transform), ("_before", still)):
         values = sample_pair(pair.fixed, pair.moving, there)
         scores |= {f"similarity{suffix}": mutual_information(*values), f"correlation{suffix}": correlation(*values)}
@@ -91,13 +109,53 @@ def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, floa
     table = label_scores(warped, fixed.label, fixed.grid.spacing_mm)
     still = Transform((Affine(np.eye(len(fixed.grid.shape) + 1)),)).ddf(fixed.grid, moving.grid)
     before = label_scores(resample(moving.label, still, "nearest"), fixed.label, fixed.grid.spacing_mm)
-    scores = {}
+    scores: dict[str, float] = {}
     for name in ("dice", "hd95_mm"):
         for suffix, rows in (("", table), ("_before", before)):
             values = [row[name] for row in rows.values() if math.isfinite(row[name])]
             scores[f"{name}{suffix}"] = float(np.mean(values)) if values else math.nan
     scores["dice_gain"] = scores["dice"] - scores["dice_before"]
     return scores, table
+
+
+def draw(
+    path: Path, pair: Pair, found: Found, determinant: Tensor, grid: Grid, content: Mapping[str, Any], modality: str
+) -> None:
+    """Draw ``qc.png``.
+
+    Args:
+        path: of the picture.
+        pair: files, read.
+        found: the registration.
+        determinant: (*S) Jacobian determinants.
+        grid: their lattice.
+        content: verdict, reasons and scores.
+        modality: as asked for, of both or of each.
+    """
+    kinds = [word.strip() for word in modality.split(",")]
+    images, ct = [], []
+    for side, kind in ((pair.fixed, kinds[0]), (pair.moving, kinds[-1])):
+        ct.append(kind == "ct" or (kind == "auto" and looks_like_ct(side.image[0])))
+        images.append(normalise(side.image[0], "ct" if ct[-1] else "mr")[None])
+    scene = Scene(
+        images[0], images[1], (pair.fixed.grid, pair.moving.grid), found.transform, determinant, grid, ct[0] == ct[1]
+    )
+    title = f"{pair.moving.name} registered to {pair.fixed.name}"
+    quality_figure(scene, path, title, content["verdict"], [summary(content["scores"]), *content["reasons"]])
+
+
+def summary(scores: Mapping[str, float | None]) -> str:
+    """Return the main scores in one line."""
+    words = [
+        f"{label} {before:.4g} \N{RIGHTWARDS ARROW} {after:.4g}{unit}"
+        for key, label, unit in _CHANGES
+        if (after := scores.get(key)) is not None and (before := scores.get(f"{key}_before")) is not None
+    ]
+    for key, label, unit in _MEASURES:
+        value = scores.get(key)
+        if value is not None:
+            words.append(f"{label} {100 * value:.0f}%" if unit == "share" else f"{label} {value:.3g}{unit}")
+    return ",  ".join(words)
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from ..optimise import OptimiseSettings
 from ..quality_check import determinants, verdict
 from ..transform_io import Transform, write_itk_displacement, write_nifti, write_transform
 from .inputs import Files, Pair, read_pair
-from .report import plain, scored, scored_labels
+from .report import draw, plain, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
 from .write import pulled, storable_label, write_points
@@ -161,6 +161,7 @@ def _write(folder: Path, pair: Pair, found: Found, about: dict[str, Any], progre
         remarks = ["the optimisation ended worse than it began: its start was kept"] if found.kept_start else []
         word, reasons = verdict(scores, remarks)
         content = {"verdict": word, "reasons": reasons, "scores": scores, "labels": labels, "points": points, **about}
+        draw(folder / "qc.png", pair, found, determinant, fixed.grid, content, about["options"]["modality"])
         found.seconds["writing"] = round(time.monotonic() - began, 2)
         content = plain({**content, "log": found.messages, "seconds": found.seconds})
         save_json(folder / "metrics.json", content)

@@ -142,4 +142,4 @@ def _guides(pair: Pair, guide: frozenset[str], device: torch.device | str, given
             side.grid.to_voxels(side.world).float().to(device) if side.world is not None else None
             for side in (fixed, moving)
         ]
-    return Guides(*masks, *labels, *points, start_ddf=start)
+    return Guides(masks[0], masks[1], labels[0], labels[1], points[0], points[1], start)

@@ -105,8 +105,9 @@ def _from_file(path: Path, pair: Pair) -> Start:
     parts = list(read_transform(path, len(grids[0].shape), *grids).parts)
     matrix = np.eye(len(grids[0].shape) + 1)
     # Linear parts at the end act as one; what is left of the chain is a field in the fixed image's frame.
-    while parts and isinstance(parts[-1], Affine):
-        matrix = matrix @ parts.pop().matrix
+    while parts and isinstance(last := parts[-1], Affine):
+        matrix = matrix @ last.matrix
+        parts.pop()
     return Start(matrix, Transform(tuple(parts)) if parts else None, f"read from {path.name}")
 
 

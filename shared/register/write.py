@@ -17,7 +17,7 @@ _AT_ONCE = 4_000_000
 
 
 def pulled(voxels: np.ndarray, transform: Transform, fixed: Grid, moving: Grid, interpolation: str) -> np.ndarray:
-    """Pull an image (*S) through a transform onto the fixed grid, some slices at a time; see `shared.apply.resample`."""
+    """Pull an image (*S) onto the fixed grid as `shared.apply.resample` does, some slices at a time."""
     rows = max(1, _AT_ONCE // max(1, int(np.prod(fixed.shape[1:]))))
     parts = []
     for first in range(0, fixed.shape[0], rows):

@@ -8,7 +8,6 @@ from shared.losses import SoftDiceLoss
 from shared.optimise.forces import MINDSSC, LocalNCC, MutualInformation, Similarity, slopes
 from shared.optimise.terms import LandmarkPull, SoftDice
 from shared.smoothing import gaussian_smooth
-
 from tests.shared.optimise.scenes import displaced_pair, smooth_field
 
 SIZES = [(40, 36), (22, 20, 18)]

@@ -6,7 +6,6 @@ import torch
 
 from shared.optimise.lattice import carry, coarser, padded, place, reach, thinned
 from shared.transform_io import Grid
-
 from tests.shared.optimise.scenes import grid_of
 
 

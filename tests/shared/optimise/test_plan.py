@@ -6,7 +6,6 @@ import torch
 from shared.errors import InputError
 from shared.optimise import OptimiseSettings
 from shared.optimise.plan import fit_to_memory, plan, stiffen
-
 from tests.shared.optimise.scenes import grid_of
 
 HEAD = grid_of((160, 192, 144))
