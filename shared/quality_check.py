@@ -69,29 +69,37 @@ class Image(Protocol):
 # -- similarity --------------------------------------------------------------------------------------------------------
 
 
-def sample_pair(fixed: Image, moving: Image, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
-    """Return fixed and moving intensities at the same places, evenly spread over the fixed image.
+def sample_pair(
+    fixed: Image, moving: Image, transforms: Sequence[Transform]
+) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
+    """Return intensities at the same places of the fixed image under several transforms.
 
-    Places outside the moving image, or outside a mask, do not count.
+    The places are spread evenly over the fixed image; those that lie outside the moving image, or outside a mask,
+    under one of the transforms do not count for any, so that what is compared is compared on equal terms.
 
     Args:
         fixed: image and grid.
         moving: image and grid.
-        transform: fixed to moving world.
+        transforms: fixed to moving world.
 
     Returns:
-        Two arrays of equal length.
+        the fixed image's values (N,); the moving image's (N,) under each transform; and which share of the places
+        each transform sees by itself.
     """
     voxels = _places(fixed.grid.shape)
-    there = moving.grid.to_voxels(transform.move(fixed.grid.to_world(voxels), torch.float32))
-    seen = moving.grid.holds(there)
     index = tuple(voxels.long().T)
-    if fixed.mask is not None:
-        seen &= fixed.mask.cpu()[0, 0][index] > 0
-    if moving.mask is not None:
-        seen &= _read(moving.mask.float().cpu(), there, "nearest") > 0
-    values = _read(moving.image.float().cpu(), there, "bilinear")
-    return fixed.image.cpu()[0, 0][index][seen].numpy(), values[seen].numpy()
+    common = fixed.mask.cpu()[0, 0][index] > 0 if fixed.mask is not None else torch.ones(len(voxels), dtype=torch.bool)
+    places, shares = int(common.sum()), []
+    moved = [moving.grid.to_voxels(t.move(fixed.grid.to_world(voxels), torch.float32)) for t in transforms]
+    inside = common
+    for there in moved:
+        seen = inside & moving.grid.holds(there)
+        if moving.mask is not None:
+            seen &= _read(moving.mask.float().cpu(), there, "nearest") > 0
+        shares.append(int(seen.sum()) / max(places, 1))
+        common = common & seen
+    values = [_read(moving.image.float().cpu(), there[common], "bilinear").numpy() for there in moved]
+    return fixed.image.cpu()[0, 0][index][common].numpy(), values, shares
 
 
 def _places(shape: Sequence[int]) -> Tensor:
@@ -114,12 +122,13 @@ def mutual_information(x: np.ndarray, y: np.ndarray) -> float:
     """Return the normalised mutual information ``(H(x) + H(y)) / H(x, y)`` of two samples: 1 to 2, NaN for few.
 
     Studholme et al., Pattern Recognition 1999. Each sample is cut at its 0.5th and 99.5th percentile and put into 48
-    bins.
+    bins, or fewer where it is small.
     """
     if len(x) < 100:
         return math.nan
-    joint = np.zeros((_BINS, _BINS))
-    np.add.at(joint, (_binned(x), _binned(y)), 1.0)
+    bins = min(_BINS, int(len(x) ** (1 / 3)) + 1)
+    joint = np.zeros((bins, bins))
+    np.add.at(joint, (_binned(x, bins), _binned(y, bins)), 1.0)
     joint /= joint.sum()
 
     def entropy(p: np.ndarray) -> float:
@@ -130,12 +139,12 @@ def mutual_information(x: np.ndarray, y: np.ndarray) -> float:
     return (entropy(joint.sum(0)) + entropy(joint.sum(1))) / both if both > 0 else math.nan
 
 
-def _binned(values: np.ndarray) -> np.ndarray:
+def _binned(values: np.ndarray, bins: int) -> np.ndarray:
     low, high = np.percentile(values, (0.5, 99.5))
     if high <= low:
         low, high = float(values.min()), float(values.max())
     share = (values - low) / max(high - low, 1e-12)
-    return np.clip((share * _BINS).astype(int), 0, _BINS - 1)
+    return np.clip((share * bins).astype(int), 0, bins - 1)
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -79,7 +79,7 @@ class Pair:
         """What a user should know about the points."""
         sides = (("fixed", self.fixed), ("moving", self.moving))
         return [
-            f"{side.outside} of {len(side.world)} {name} points lie outside the {name} image: kept, no image guides them"
+            f"{side.outside} of {len(side.world)} {name} points lie outside the {name} image: they are kept"
             for name, side in sides
             if side.world is not None and side.outside
         ]

@@ -53,7 +53,7 @@ def scored(
     Args:
         pair: files, read.
         found: the registration.
-        inverse: of its transform.
+        inverse: of its transform, as it is filed.
         forth: its whole field (1, d, *S), the Jacobian determinants (*S) and their grid.
     """
     fixed, moving = pair.fixed, pair.moving
@@ -77,11 +77,18 @@ def scored(
 
 
 def _similarity(pair: Pair, transform: Transform) -> dict[str, float]:
+    """Compare the images as they are registered and, where they overlap so, as their headers lay them."""
     still = Transform((Affine(np.eye(transform.dims + 1)),))
+    fixed, (moving, before), (seen, seen_before) = sample_pair(pair.fixed, pair.moving, (transform, still))
+    comparable = seen_before > 0.1 * seen
+    if not comparable:
+        fixed, (moving,), _ = sample_pair(pair.fixed, pair.moving, (transform,))
+        before = moving[:0]
     scores: dict[str, float] = {}
-    for suffix, there in (("", transform), ("_before", still)):
-        values = sample_pair(pair.fixed, pair.moving, there)
-        scores |= {f"similarity{suffix}": mutual_information(*values), f"correlation{suffix}": correlation(*values)}
+    for suffix, values in (("", moving), ("_before", before)):
+        same = fixed[: len(values)]
+        scores[f"similarity{suffix}"] = mutual_information(same, values)
+        scores[f"correlation{suffix}"] = correlation(same, values)
     scores["similarity_gain"] = scores["similarity"] - scores["similarity_before"]
     return scores
 

@@ -20,7 +20,7 @@ from .inputs import Files, Pair, read_pair
 from .report import draw, plain, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
-from .write import pulled, storable_label, write_points
+from .write import pulled, storable_inverse, storable_label, write_points
 
 __all__ = ["GUIDES", "register"]
 
@@ -149,10 +149,11 @@ def _write(folder: Path, pair: Pair, found: Found, about: dict[str, Any], progre
         write_itk_displacement(folder / "transform.nii.gz", forth, fixed.grid)
         bar.update()
         inverse, residual = transform.inverse()
-        write_transform(folder / "inverse_transform.h5", inverse)
+        filed = storable_inverse(inverse)
+        write_transform(folder / "inverse_transform.h5", filed)
         write_itk_displacement(folder / "inverse_transform.nii.gz", inverse.ddf(moving.grid, moving.grid), moving.grid)
         bar.update()
-        scores, points = scored(pair, found, inverse, (forth, determinant, fixed.grid))
+        scores, points = scored(pair, found, filed, (forth, determinant, fixed.grid))
         scores["inverse_residual_mm"] = residual
         more, labels = scored_labels(pair, _write_label(folder, pair, transform))
         scores |= more

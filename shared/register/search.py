@@ -116,11 +116,13 @@ def _with_network(
     field = Transform((network_displacement(network, pair, start.matrix, modality, device),))
     affine = Transform((Affine(start.matrix),))
     before = Transform.chain([start.field, affine]) if start.field is not None else affine
-    old, new = (
-        mutual_information(*sample_pair(pair.fixed, pair.moving, t)) for t in (before, Transform.chain([field, affine]))
+    fixed, values, (seen_before, seen) = sample_pair(
+        pair.fixed, pair.moving, (before, Transform.chain([field, affine]))
     )
+    old, new = (mutual_information(fixed, value) for value in values)
     numbers = f"normalised mutual information {old:.4f} -> {new:.4f}"
-    if new < old:
+    # Nothing to compare, where the start sees none of the moving image, is no reason to leave it out.
+    if new < old or seen < 0.5 * seen_before:
         return start.field, f"{network.name}: left out, its field makes the pair less alike ({numbers})"
     return field, f"{network.name}: {numbers}"
 

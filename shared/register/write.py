@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from ..apply import resample
-from ..transform_io import Grid, Transform, write_point_file
+from ..transform_io import Affine, Displacement, Grid, Transform, write_point_file
 from .inputs import Side
 
-__all__ = ["pulled", "storable_label", "write_points"]
+__all__ = ["pulled", "storable_inverse", "storable_label", "write_points"]
 
 # Voxels of the fixed grid that an image is pulled to at once.
 _AT_ONCE = 4_000_000
+_MOST_VOXELS = 4_000_000
 
 
 def pulled(voxels: np.ndarray, transform: Transform, fixed: Grid, moving: Grid, interpolation: str) -> np.ndarray:
@@ -26,6 +27,27 @@ def pulled(voxels: np.ndarray, transform: Transform, fixed: Grid, moving: Grid, 
         part = Grid((min(rows, fixed.shape[0] - first), *fixed.shape[1:]), affine)
         parts.append(resample(voxels, transform.ddf(part, moving), interpolation))
     return np.concatenate(parts)
+
+
+def storable_inverse(inverse: Transform) -> Transform:
+    """Return an inverse whose fields are lattices fine enough to be read linearly, as other programs do.
+
+    Ours corrects what it reads (:class:`shared.transform_io.Transform`). Lattices become up to twice as fine, four
+    million voxels at most.
+    """
+    parts: list[Affine | Displacement] = []
+    for part in inverse.parts:
+        if isinstance(part, Affine):
+            parts.append(part)
+            continue
+        d, size = part.dims, np.array(part.grid.shape)
+        factor = min(2.0, max(1.0, (_MOST_VOXELS / size.prod()) ** (1 / d)))
+        shape = np.floor((size - 1) * factor).astype(int) + 1
+        affine = part.grid.affine.copy()
+        affine[:d, :d] = affine[:d, :d] * ((size - 1) / np.maximum(shape - 1, 1))
+        fine = Grid(tuple(int(n) for n in shape), affine)
+        parts.append(Transform((part,)).displacement(fine))
+    return Transform(tuple(parts))
 
 
 def storable_label(label: np.ndarray) -> np.ndarray:
