@@ -95,27 +95,30 @@ def sample_pair(
     for there in moved:
         seen = inside & moving.grid.holds(there)
         if moving.mask is not None:
-            seen &= _read(moving.mask.float().cpu(), there, "nearest") > 0
+            seen &= _read(moving.mask.float().cpu(), there, fixed.grid, "nearest") > 0
         shares.append(int(seen.sum()) / max(places, 1))
         common = common & seen
-    values = [_read(moving.image.float().cpu(), there[common], "bilinear").numpy() for there in moved]
+    values = [_read(moving.image.float().cpu(), there, fixed.grid, "bilinear")[common].numpy() for there in moved]
     return fixed.image.cpu()[0, 0][index][common].numpy(), values, shares
 
 
-def _places(shape: Sequence[int]) -> Tensor:
-    """Return voxels (N, d) float64, every k-th along every axis."""
+def _axes(shape: Sequence[int]) -> list[Tensor]:
+    """Return every k-th voxel along each axis, k as large as :data:`_SAMPLES` asks for."""
     step = max(1, math.ceil((math.prod(shape) / _SAMPLES) ** (1 / len(shape))))
-    axes = [torch.arange(min((n - 1) % step // 2, n - 1), n, step, dtype=torch.float64) for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape))
+    return [torch.arange((n - 1) % step // 2, n, step, dtype=torch.float64) for n in shape]
 
 
-def _read(volume: Tensor, voxels: Tensor, mode: str) -> Tensor:
-    """Read (1, 1, *S) at voxels (N, d); the edge is repeated."""
-    d = voxels.shape[1]
-    # As a field on a lattice of N voxels along the first axis, each looking at its own place.
-    lattice = identity((len(voxels), *[1] * (d - 1)), dtype=torch.float32)
-    field = voxels.float().T.reshape(1, d, -1, *[1] * (d - 1)) - lattice[None]
-    return warp(volume, field, mode=mode, padding_mode="border").flatten()
+def _places(shape: Sequence[int]) -> Tensor:
+    """Return voxels (N, d) float64, evenly spread."""
+    return torch.stack(torch.meshgrid(*_axes(shape), indexing="ij"), -1).reshape(-1, len(shape))
+
+
+def _read(volume: Tensor, voxels: Tensor, grid: Grid, mode: str) -> Tensor:
+    """Read (1, 1, *S) at voxels (N, d), one for each of the grid's `_places`; the edge is repeated."""
+    size = [len(axis) for axis in _axes(grid.shape)]
+    # As a field on the lattice of the places: indices stay small, and float32 exact.
+    field = voxels.T.reshape(1, len(size), *size) - identity(size, dtype=torch.float64)
+    return warp(volume, field.float(), mode=mode, padding_mode="border").flatten()
 
 
 def mutual_information(x: np.ndarray, y: np.ndarray) -> float:

@@ -83,6 +83,7 @@ def register(
     guide: str = "none",
     modality: str = "auto",
     frame: Any = None,
+    memory_gb: float | None = None,
     device: str = "auto",
     strict: bool = False,
 ) -> None:
@@ -113,11 +114,13 @@ def register(
         guide: labels, points or both pull at the registration too; by default they are only scored.
         modality: ct, mr or auto; or of each: fixed,moving.
         frame: of a time series, from 0; or of each: fixed,moving.
+        memory_gb: what the work may take, by default what is free; larger pairs get coarser fields, with a message.
         device: auto, cpu, cuda, cuda:1.
         strict: end with exit code 2 where the verdict is failed.
     """
     _number("optimise", optimise, whole=True)
     _number("time_limit", time_limit)
+    _number("memory_gb", memory_gb)
     chosen = _device(device)
     network = None
     if bundle != "none":
@@ -145,6 +148,7 @@ def register(
             modality=",".join(modality) if isinstance(modality, tuple | list) else str(modality),
             network=network,
             frames=_frames(frame),
+            memory_gb=memory_gb,
             device=chosen,
             say=_say,
             progress=True,

@@ -17,6 +17,7 @@ from ..optimise import OptimiseSettings
 from ..quality_check import determinants, verdict
 from ..transform_io import Transform, write_itk_displacement, write_nifti, write_transform
 from .inputs import Files, Pair, read_pair
+from .memory import check_memory, thinned
 from .report import draw, plain, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
@@ -31,8 +32,8 @@ _GUIDING = {"none": (), "labels": ("labels",), "points": ("points",), "both": ("
 def _settings(motion: str, modality: str, steps: int | None, limit: float | None, init: str | Path) -> OptimiseSettings:
     alignment = str(init) if str(init) in ("auto", "rigid", "affine") else "identity"
     kinds = [word.strip() for word in modality.split(",")]
-    if len(kinds) not in (1, 2):
-        raise InputError(f"found modality {modality!r}, expected ct, mr or auto, or two of them: fixed,moving")
+    if len(kinds) > 2 or not set(kinds) <= {"ct", "mr", "auto"}:
+        raise InputError(f"found modality '{modality}', expected ct, mr or auto, or two of them: fixed,moving")
     return OptimiseSettings(
         motion=motion,
         alignment=alignment,
@@ -62,6 +63,7 @@ def register(
     modality: str = "auto",
     network: NetworkField | None = None,
     frames: Sequence[int | None] = (None, None),
+    memory_gb: float | None = None,
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
@@ -93,6 +95,7 @@ def register(
         modality: "ct", "mr" or "auto"; or of each, "mr,ct".
         network: gives a field that the optimisation starts from.
         frames: of the fixed and of the moving file, where they hold several.
+        memory_gb: what the work may take; a pair that takes more is registered on coarser fields. None is what is free.
         device: to work on.
         say: takes messages for the user.
         progress: show a bar.
@@ -106,6 +109,14 @@ def register(
     """
     if guide not in GUIDES:
         raise InputError(f"found guide '{guide}'{did_you_mean(guide, GUIDES)}, expected one of {', '.join(GUIDES)}")
+    for word, role, both in (
+        ("labels", "label", (fixed_label, moving_label)),
+        ("points", "points", (fixed_points, moving_points)),
+    ):
+        if word in _GUIDING[guide] and None in both:
+            raise InputError(
+                f"found guide '{guide}' without both {word}, expected --fixed_{role} and --moving_{role} as well"
+            )
     settings = _settings(motion, modality, optimise, time_limit, init)
     folder = writable_dir(out)
     began = time.monotonic()
@@ -114,10 +125,13 @@ def register(
         Files(moving, moving_label, moving_mask, moving_points, frames[1]),
     )
     reading = round(time.monotonic() - began, 2)
-    for message in pair.messages():
+    thin, message = check_memory(pair, memory_gb)
+    messages = [*pair.messages(), *([message] if message else [])]
+    for message in messages:
         say(message)
-    found = search(pair, init, settings, frozenset(_GUIDING[guide]), network, device, say, progress)
-    found.messages[:0] = pair.messages()
+    small = Pair(thinned(pair.fixed, thin), thinned(pair.moving, thin))
+    found = search(small, init, settings, frozenset(_GUIDING[guide]), network, device, say, progress)
+    found.messages[:0] = messages
     found.seconds = {"reading": reading, **found.seconds}
     options = {
         "init": str(init),
@@ -130,11 +144,22 @@ def register(
         "device": str(device),
     }
     files = {"fixed": str(fixed), "moving": str(moving)}
-    return _write(folder, pair, found, {"files": files, "options": options}, progress)
+    return _write(folder, (pair, small), found, {"files": files, "options": options}, progress)
 
 
-def _write(folder: Path, pair: Pair, found: Found, about: dict[str, Any], progress: bool) -> dict[str, Any]:
-    """Write all files, ``metrics.json`` last; returns its content."""
+def _write(
+    folder: Path, pairs: tuple[Pair, Pair], found: Found, about: dict[str, Any], progress: bool
+) -> dict[str, Any]:
+    """Write all files, ``metrics.json`` last; returns its content.
+
+    Args:
+        folder: where.
+        pairs: as read, and as searched: fields are kept on the grids of the second.
+        found: the registration.
+        about: files and options.
+        progress: show a bar.
+    """
+    pair, (grid, back) = pairs[0], (side.grid for side in (pairs[1].fixed, pairs[1].moving))
     fixed, moving, transform = pair.fixed, pair.moving, found.transform
     began = time.monotonic()
     form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
@@ -142,18 +167,18 @@ def _write(folder: Path, pair: Pair, found: Found, about: dict[str, Any], progre
         warped = pulled(moving.image[0, 0].numpy(), transform, fixed.grid, moving.grid, "linear")
         write_nifti(folder / "warped.nii.gz", warped, fixed.grid)
         bar.update()
-        forth = transform.ddf(fixed.grid, fixed.grid)
+        forth = transform.ddf(grid, grid)
         determinant = determinants(forth)
         write_transform(folder / "transform.h5", transform)
         write_transform(folder / "affine.txt", Transform((found.start,)))
-        write_itk_displacement(folder / "transform.nii.gz", forth, fixed.grid)
+        write_itk_displacement(folder / "transform.nii.gz", forth, grid)
         bar.update()
         inverse, residual = transform.inverse()
         filed = storable_inverse(inverse)
         write_transform(folder / "inverse_transform.h5", filed)
-        write_itk_displacement(folder / "inverse_transform.nii.gz", inverse.ddf(moving.grid, moving.grid), moving.grid)
+        write_itk_displacement(folder / "inverse_transform.nii.gz", inverse.ddf(back, back), back)
         bar.update()
-        scores, points = scored(pair, found, filed, (forth, determinant, fixed.grid))
+        scores, points = scored(pair, found, filed, (forth, determinant, grid))
         scores["inverse_residual_mm"] = residual
         more, labels = scored_labels(pair, _write_label(folder, pair, transform))
         scores |= more
@@ -162,7 +187,7 @@ def _write(folder: Path, pair: Pair, found: Found, about: dict[str, Any], progre
         remarks = ["the optimisation ended worse than it began: its start was kept"] if found.kept_start else []
         word, reasons = verdict(scores, remarks)
         content = {"verdict": word, "reasons": reasons, "scores": scores, "labels": labels, "points": points, **about}
-        draw(folder / "qc.png", pair, found, determinant, fixed.grid, content, about["options"]["modality"])
+        draw(folder / "qc.png", pair, found, determinant, grid, content, about["options"]["modality"])
         found.seconds["writing"] = round(time.monotonic() - began, 2)
         content = plain({**content, "log": found.messages, "seconds": found.seconds})
         save_json(folder / "metrics.json", content)

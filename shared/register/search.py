@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..optimise import Guides, OptimiseSettings, optimise
 from ..quality_check import mutual_information, sample_pair
 from ..transform_io import Affine, Displacement, Transform
@@ -70,6 +71,7 @@ def search(
     messages = [f"start: {note}"] if note else []
     for message in messages:
         say(message)
+    _check_masks(pair, matrix)
     given = start.field if start is not None else None
     if network is not None:
         given, message = _with_network(network, pair, Start(matrix, given, note), settings, device)
@@ -93,6 +95,20 @@ def search(
     seconds |= {name: round(value, 2) for name, value in result.seconds.items()}
     levels = [str(level) for level in result.levels]
     return Found(Transform(parts), whole, [*messages, *kept, *levels], result.kept_start, seconds)
+
+
+def _check_masks(pair: Pair, matrix: np.ndarray) -> None:
+    """Raise InputError where the images overlap as they start, but nothing of that lies in the masks."""
+    if pair.fixed.mask is None and pair.moving.mask is None:
+        return
+    start = (Transform((Affine(matrix),)),)
+    masked = sample_pair(pair.fixed, pair.moving, start)[0]
+    whole = sample_pair(replace(pair.fixed, mask=None), replace(pair.moving, mask=None), start)[0]
+    if len(whole) > 0 and len(masked) == 0:
+        raise InputError(
+            f"{pair.fixed.name}, {pair.moving.name}: the masks leave nothing in common where the images overlap, "
+            "expected masks of the same part in both"
+        )
 
 
 def _without_optimisation(
