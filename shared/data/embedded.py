@@ -1,8 +1,9 @@
-"""Pairs of one or several tasks; the embedded tasks are written where they are missing."""
+"""Pairs of tasks and images of sites, one or several; embedded ones are written where they are missing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch.distributed as dist
 
 from ..errors import InputError
 from ..files import sole_owner, writable_dir
+from .decathlon import find_site, known_sites, read_site
 from .learn2reg import find_task, known_tasks, read_pairs
+from .sites import SEGMENTATION_SITES, is_current_site, write_sites
 from .synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 
-__all__ = ["load_pairs", "task_name", "task_names"]
+__all__ = ["load_pairs", "load_sites", "task_name", "task_names"]
 
 
 def task_names(task: str | Sequence[str]) -> list[str]:
@@ -37,28 +40,25 @@ def task_name(task: str | Sequence[str]) -> str:
     return "+".join(task_names(task))
 
 
-def _embedded_folder(dataset_dir: str | Path, task: str) -> Path:
-    """Return where an embedded task lies or should lie: ``dataset_dir`` may be the task's own folder."""
-    found = known_tasks(dataset_dir).get(task)
+def _home(found: Path | None, dataset_dir: str | Path, name: str) -> Path:
+    """Return where embedded data lie or should lie: ``dataset_dir`` may be their own folder."""
     if found is not None:
         return found.absolute().parent
     root = Path(dataset_dir).absolute()
-    return root if root.name == task else root / task
+    return root if root.name == name else root / name
 
 
-def _write_embedded(dataset_dir: str | Path, task: str) -> None:
-    """Write an embedded task where it is missing; with several processes the first writes and the others wait."""
+def _ensure(folder: Path, name: str, known: Sequence[str], is_current: Callable, write: Callable[[Path], Any]) -> None:
+    """Write embedded data where they are missing; with several processes the first writes and the others wait."""
     several = dist.is_available() and dist.is_initialized()
     if several and dist.get_rank() > 0:
         dist.barrier()
-    elif task in REGISTRATION_TASKS:
-        folder = _embedded_folder(dataset_dir, task)
-        # A folder of another name is a copy that somebody made: nothing is written beside it.
-        if folder.name == task and not is_current(folder):
-            # Chains side by side need the same data: the first writes, the others find it written.
-            with sole_owner(writable_dir(folder), "writer of embedded data", patience=600):
-                if not is_current(folder):
-                    write_registration_tasks(folder.parent, [task], progress=True)
+    # A folder of another name is a copy that somebody made: nothing is written beside it.
+    elif name in known and folder.name == name and not is_current(folder):
+        # Chains side by side need the same data: the first writes, the others find it written.
+        with sole_owner(writable_dir(folder), "writer of embedded data", patience=600):
+            if not is_current(folder):
+                write(folder.parent)
     if several and dist.get_rank() == 0:
         dist.barrier()
 
@@ -79,7 +79,30 @@ def load_pairs(
     """
     pairs = []
     for name in task_names(task):
-        _write_embedded(dataset_dir, name)
+        folder = _home(known_tasks(dataset_dir).get(name), dataset_dir, name)
+        write = partial(write_registration_tasks, tasks=[name], progress=True)
+        _ensure(folder, name, REGISTRATION_TASKS, is_current, write)
         find_task(dataset_dir, name, REGISTRATION_TASKS)
         pairs += read_pairs(dataset_dir, name, split, with_self)
     return pairs
+
+
+def load_sites(dataset_dir: str | Path, site: str | Sequence[str], split: str) -> list[dict[str, Any]]:
+    """Return the labelled images of Decathlon sites; an embedded site is written first where it is missing.
+
+    Args:
+        dataset_dir: folder of dataset folders, or one dataset folder.
+        site: name, or several: their images come one site after another, and each item's ``site`` says whose it is.
+        split: "train", "val" or "test".
+
+    Raises:
+        InputError: unknown site (the known ones are listed), a site given twice, or an unusable folder.
+    """
+    items = []
+    for name in task_names(site):
+        folder = _home(known_sites(dataset_dir).get(name), dataset_dir, name)
+        write = partial(write_sites, sites=[name], progress=True)
+        _ensure(folder, name, SEGMENTATION_SITES, is_current_site, write)
+        find_site(dataset_dir, name, SEGMENTATION_SITES)
+        items += read_site(dataset_dir, name, split)
+    return items

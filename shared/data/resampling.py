@@ -10,7 +10,10 @@ from torch import Tensor
 from ..transform_io import Grid, affine_ddf
 from ..warp import warp
 
-__all__ = ["anti_alias", "resample"]
+__all__ = ["Placement", "anti_alias", "resample"]
+
+# Voxels: a grid's outer edge is found again through two affines.
+EDGE = 1e-3
 
 
 def anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
@@ -20,6 +23,31 @@ def anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
     if not sigma.any():
         return image
     return torch.from_numpy(gaussian_filter(image.numpy(), (0, *sigma), truncate=3))
+
+
+class Placement:
+    """Where the voxels of a target grid lie in a source grid.
+
+    Unlike a warp that fades to zero around the outer voxel centres, the source reaches to its outer voxel edges: up
+    to there its edge is repeated, beyond lies zero.
+
+    Args:
+        source: grid of what is placed.
+        target: grid of the result.
+        device: of what is placed.
+    """
+
+    def __init__(self, source: Grid, target: Grid, device: torch.device | str = "cpu") -> None:
+        self.field = affine_ddf(target, source).to(device)
+        self.inside = torch.ones(1, *target.shape, dtype=torch.bool, device=device)
+        for axis, (count, wide) in enumerate(zip(source.shape, target.shape, strict=True)):
+            ramp = torch.arange(wide, device=device).view(-1, *[1] * (len(target.shape) - 1 - axis))
+            position = self.field[:, axis] + ramp
+            self.inside &= (position > -0.5 - EDGE) & (position < count - 0.5 + EDGE)
+
+    def __call__(self, image: Tensor, mode: str = "bilinear") -> Tensor:
+        """Return (C, *T) for (C, *S), of the same type; ``mode`` "bilinear" or "nearest"."""
+        return warp(image[None], self.field, mode=mode, padding_mode="border")[0] * self.inside
 
 
 def resample(image: Tensor, source: Grid, target: Grid, mode: str = "bilinear") -> Tensor:
@@ -38,4 +66,4 @@ def resample(image: Tensor, source: Grid, target: Grid, mode: str = "bilinear") 
         return image
     if mode == "bilinear":
         image = anti_alias(image, source, target)
-    return warp(image[None], affine_ddf(target, source), mode=mode)[0]
+    return Placement(source, target)(image, mode)

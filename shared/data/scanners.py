@@ -24,7 +24,7 @@ _MR = {
     "rectum content": (40, 60, 20),
     "seminal vesicles": (820, 330, 60),
     "levator": (150, 340, 12),
-    "capsule": (260, 300, 15),
+    "capsule": (190, 240, 12),
     "peripheral zone": (760, 380, 55),
     "central gland": (430, 420, 60),
     "nodule": (560, 450, 40),

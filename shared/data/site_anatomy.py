@@ -85,10 +85,10 @@ def _gland(c: Canvas, patient: Pelvis) -> None:
     x, y, z = c.x / (0.33 * taper), (c.y - 0.02) / (0.26 * flat * taper), c.z / 0.29
     inside = np.sqrt(x**2 + y**2 + z**2) / patient.gland
     c.fill("peripheral zone", inside < 1)
-    c.stain("capsule", (inside < 1) & (inside > 0.92))
+    c.stain("capsule", (inside < 1) & (inside > 0.9))
     size = 0.68 * patient.gland * patient.central
     x, y, z = x / size, (y - 0.25) / size, (z - 0.12) / size
-    central = (x**2 + y**2 + z**2 < 1) & (inside < 0.92)
+    central = (x**2 + y**2 + z**2 < 1) & (inside < 0.9)
     c.fill("central gland", central)
     for cx, cy, cz, radius in patient.nodules:
         c.stain("nodule", central & ((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2 < radius**2))

@@ -57,13 +57,13 @@ SITES = (
     SegmentationSite(
         "site_prostate_2",
         "1.5 T, coil in the rectum, small field of view",
-        MRScanner(field_mm=125, thickness_mm=4.0, balloon=6.0, bias=0.1, noise=20, blur_mm=1.0),
+        MRScanner(field_mm=125, thickness_mm=4.0, balloon=3.0, bias=0.1, noise=20, blur_mm=1.0),
     ),
     SegmentationSite(
         "site_prostate_3",
         "1.5 T, mixed weighting, coarse and noisy",
         MRScanner(
-            field_mm=185, thickness_mm=5.2, matrix=0.875, weighting=0.6, gamma=0.8, bias=0.25, noise=45, blur_mm=2.0
+            field_mm=185, thickness_mm=5.2, matrix=0.875, weighting=0.5, gamma=0.8, bias=0.25, noise=32, blur_mm=1.7
         ),
     ),
     SegmentationSite(
@@ -75,7 +75,7 @@ SITES = (
         "site_prostate_5",
         "1.5 T, coil in the rectum, fat saturation, thick slices",
         MRScanner(
-            field_mm=140, thickness_mm=5.8, weighting=0.35, fat=0.3, gamma=0.7, balloon=12.0, noise=30, blur_mm=1.6
+            field_mm=140, thickness_mm=5.8, weighting=0.35, fat=0.3, gamma=0.7, balloon=7.0, noise=25, blur_mm=1.5
         ),
     ),
     SegmentationSite(

@@ -22,7 +22,7 @@ from .site_patients import SITES, SegmentationSite
 
 __all__ = ["SEGMENTATION_SITES", "is_current_site", "write_sites"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # On a coarser grid the pixels would be larger than the slices are thick.
 SMALLEST = 48
 

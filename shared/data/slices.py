@@ -13,8 +13,8 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from ..transform_io import Grid, affine_ddf, network_grid
-from ..warp import warp
+from ..transform_io import Grid, network_grid
+from .resampling import Placement
 
 __all__ = ["adjacent_slices", "label_on_image", "predict_volume", "slice_axis", "slice_grid", "slice_window"]
 
@@ -128,13 +128,13 @@ def label_on_image(prediction: Tensor, network: Grid, image: Grid) -> Tensor:
     Returns:
         label map (1, *image.shape) int16; 0 where the network has not looked.
     """
-    field = affine_ddf(image, network).to(prediction.device)
+    place = Placement(network, image, prediction.device)
     if not prediction.is_floating_point():
-        return warp(prediction[None], field, mode="nearest")[0].to(torch.int16)
+        return place(prediction, "nearest").to(torch.int16)
     best = torch.zeros(1, *image.shape, device=prediction.device)
     label = torch.zeros(1, *image.shape, dtype=torch.int16, device=prediction.device)
     for value, score in enumerate(prediction.float()):  # one class at a time: an image may be large
-        placed = warp(score[None, None], field)[0]
+        placed = place(score[None])
         label[placed > best] = value
         best = torch.maximum(best, placed)
     return label

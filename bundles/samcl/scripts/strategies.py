@@ -108,11 +108,14 @@ class Replay(Strategy):
     def _draw(self, trainer: ContinualTrainer, count: int, before: int | None = None) -> list[Sample]:
         return [trainer.prepare(s) for s in self.memory.draw(count, trainer.generator, before)]
 
-    def _each_then_replay(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Step on each sample alone, offer them, step on a replayed batch; the samples' parts come back averaged."""
+    def _each_then_replay(self, trainer: ContinualTrainer, samples: Sequence[Sample], ratio: int = 1) -> Parts:
+        """Step on each sample alone, offer them, step on ``ratio`` times as many replayed ones.
+
+        The samples' parts come back averaged.
+        """
         seen = [self.descend(trainer, [trainer.prepare(sample)]) for sample in samples]
         self._offer(trainer, samples)
-        replay = self.descend(trainer, self._draw(trainer, len(samples)))
+        replay = self.descend(trainer, self._draw(trainer, ratio * len(samples)))
         names = dict.fromkeys(name for parts in seen for name in parts)
         parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in names}
         return {**parts, "replay_loss": replay["loss"]}
@@ -159,27 +162,31 @@ class MER(Replay):
 
     One iteration: remember the weights; a step on each sample of the batch alone; offer the samples to the reservoir;
     a step on a batch drawn from it; then move only ``beta`` of the way from the remembered weights to the new ones
-    (Reptile, Nichol et al., 2018). The gradients met on the way come out more alike. Two passes a sample.
+    (Reptile, Nichol et al., 2018). The gradients met on the way come out more alike. Two passes a sample with the
+    ratio 1.
 
     Args:
         memory: reservoir of past pairs.
         beta: 1 leaves out the interpolation, 0 learns nothing.
+        replay_ratio: replayed pairs for each pair of the batch; 1 in the paper.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1].
+        ValueError: ``beta`` outside [0, 1], or a ratio below 1.
     """
 
-    def __init__(self, memory: ReservoirMemory, beta: float = 0.5) -> None:
+    def __init__(self, memory: ReservoirMemory, beta: float = 0.5, replay_ratio: int = 1) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"found beta {beta}, expected 0 to 1")
+        if replay_ratio < 1:
+            raise ValueError(f"found replay_ratio {replay_ratio}, expected at least 1")
         super().__init__(memory)
-        self.beta = beta
+        self.beta, self.replay_ratio = beta, replay_ratio
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do the update described above; the parts are those of the current samples, averaged."""
         weights = list(trainable(trainer.network).values())
         start = [p.detach().clone() for p in weights]
-        parts = self._each_then_replay(trainer, samples)
+        parts = self._each_then_replay(trainer, samples, self.replay_ratio)
         interpolate(weights, start, self.beta)
         return parts
 
@@ -188,20 +195,28 @@ class SAMCL(MER):
     """Sharpness-aware meta-continual learning (Wang, Luo & Zhuang, MICCAI 2024): MER whose every step is a SAM step.
 
     The gradients met on the way come out more alike, and at flat minima. The optimizer's moments run through all tasks.
-    With a batch of k: 2 (k + k) passes, k + 1 optimizer steps.
+    With a batch of k and the replay ratio r: 2 (k + r k) passes, k + 1 optimizer steps.
 
     Args:
         memory: reservoir of past pairs.
         rho: radius of SAM; 0 leaves MER.
         adaptive: adaptive SAM.
         beta: 1 leaves out the interpolation, 0 learns nothing.
+        replay_ratio: replayed pairs for each pair of the batch; 1 in the paper.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1].
+        ValueError: ``beta`` outside [0, 1], or a ratio below 1.
     """
 
-    def __init__(self, memory: ReservoirMemory, rho: float = 0.05, adaptive: bool = True, beta: float = 0.25) -> None:
-        super().__init__(memory, beta)
+    def __init__(
+        self,
+        memory: ReservoirMemory,
+        rho: float = 0.05,
+        adaptive: bool = True,
+        beta: float = 0.25,
+        replay_ratio: int = 1,
+    ) -> None:
+        super().__init__(memory, beta, replay_ratio)
         self.rho, self.adaptive = rho, adaptive
 
     def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:

@@ -78,6 +78,23 @@ def test_samcl_makes_four_passes_a_sample(tmp_path):
     assert trainer.strategy.memory.seen == 2
 
 
+def test_replay_ratio_draws_so_many_pairs_for_each(tmp_path):
+    trainer = make_trainer(tmp_path, SAMCL(ReservoirMemory(10), replay_ratio=3))
+    one_iteration(trainer, TinyPairs(), [0, 1])  # the memory holds two pairs and is drawn from without repetition
+    before = trainer.passes
+    trainer.strategy.step(trainer, [TinyPairs()[2], TinyPairs()[3]])
+    assert trainer.passes - before == 2 * (2 + 4)
+    before = trainer.passes
+    trainer.strategy.step(trainer, [TinyPairs()[4]])
+    assert trainer.passes - before == 2 * (1 + 3)
+
+
+@pytest.mark.parametrize("strategy", [MER, SAMCL])
+def test_replay_ratio_below_one_is_refused(strategy):
+    with pytest.raises(ValueError, match="replay_ratio 0"):
+        strategy(ReservoirMemory(10), replay_ratio=0)
+
+
 def test_beta_zero_learns_nothing(tmp_path):
     trainer = make_trainer(tmp_path, SAMCL(ReservoirMemory(10), beta=0.0))
     before = weights(trainer)
@@ -283,6 +300,7 @@ def test_settings_hold_the_options_and_no_state():
     assert SAMCL(ReservoirMemory(3)).settings() == {
         "name": "SAMCL",
         "beta": 0.25,
+        "replay_ratio": 1,
         "rho": 0.05,
         "adaptive": True,
         "memory": "ReservoirMemory(capacity=3)",
