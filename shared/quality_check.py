@@ -35,8 +35,8 @@ __all__ = [
 
 # Measure -> (suspect beyond, failed beyond, what it is). Where the second is the larger one, large values are bad.
 LIMITS: dict[str, tuple[float, float, str]] = {
-    "covered": (0.5, 0.05, "of the fixed image lies on the moving image"),
-    "folds_percent": (0.01, 1.0, "% of the voxels fold"),
+    "overlap": (0.5, 0.05, "the larger share of one image that lies on the other"),
+    "folds_percent": (0.01, 1.0, "voxels that fold"),
     "sdlogj": (0.5, 1.5, "standard deviation of the log Jacobian: volumes change wildly"),
     "round_trip_voxels": (0.1, 2.0, "left of a voxel, in the mean, after going forth and back"),
     "similarity_gain": (0.0, -0.01, "change of the normalised mutual information"),
@@ -178,7 +178,10 @@ def field_scores(determinant: Tensor, mask: Tensor | None = None) -> dict[str, f
 
 
 def covered_share(transform: Transform, fixed: Image, moving: Grid) -> float:
-    """Return which share of the fixed image (of its mask) the moving image covers after registration."""
+    """Return which share of the fixed image (of its mask) the moving image covers after registration.
+
+    With the inverse and the sides exchanged: which share of the moving image is seen.
+    """
     voxels = _places(fixed.grid.shape)
     if fixed.mask is not None:
         voxels = voxels[fixed.mask.cpu()[0, 0][tuple(voxels.long().T)] > 0]

@@ -62,6 +62,8 @@ def scored(
     mask = fixed.mask[0, 0] if fixed.mask is not None and fixed.mask.shape[2:] == determinant.shape else None
     scores |= field_scores(determinant, mask)
     scores["covered"] = covered_share(found.transform, fixed, moving.grid)
+    # A small image lies on a large one wholly, but covers little of it.
+    scores["overlap"] = max(scores["covered"], covered_share(inverse, moving, fixed.grid))
     mean, largest = round_trip(found.transform, inverse, grid)
     scores |= {"round_trip_mm": mean, "round_trip_max_mm": largest}
     scores["round_trip_voxels"] = mean / float(np.prod(grid.spacing_mm) ** (1 / len(grid.shape)))

@@ -101,7 +101,7 @@ def test_round_trip_in_mm():
 
 
 GOOD = {
-    "covered": 0.9,
+    "overlap": 0.9,
     "folds_percent": 0.0,
     "sdlogj": 0.2,
     "round_trip_voxels": 0.01,
@@ -136,6 +136,6 @@ def test_either_side_of_every_limit(name):
 
 def test_remarks_make_a_result_suspect_and_the_worst_counts():
     assert verdict(GOOD, ["the start was kept"]) == ("suspect", ["the start was kept"])
-    word, reasons = verdict({**GOOD, "covered": 0.0, "folds_percent": 0.5}, ["a remark"])
+    word, reasons = verdict({**GOOD, "overlap": 0.0, "folds_percent": 0.5}, ["a remark"])
     assert word == "failed"
     assert len(reasons) == 3

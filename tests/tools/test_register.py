@@ -72,7 +72,7 @@ def test_failed_ends_with_another_exit_code_only_when_asked(run, tmp_path):
     code, out, _ = run(*far)
     assert code == 0
     assert "verdict: failed" in out
-    assert "of the fixed image lies on the moving image" in out
+    assert "the larger share of one image that lies on the other" in out
     code, out, _ = run(*far, "--strict")
     assert code == 2
     assert (tmp_path / "out" / "metrics.json").exists()
