@@ -24,6 +24,8 @@ _COLOURS = {"ok": "#2e7d32", "suspect": "#e08700", "failed": "#c62828"}
 # Voxels along the longest side of a plane, tiles of the checkerboard, lines of the grid.
 _PIXELS, _TILES, _LINES = 240, 8, 24
 _INCHES, _HEAD, _DPI = 1.9, 0.95, 110
+# Height of a row, at least, as a share of its width.
+_LOWEST = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +141,24 @@ def _draw_row(row: Sequence[Any], cut: Mapping[str, np.ndarray], one_scale: bool
     return shown
 
 
-def _frame(axes: Any, shape: tuple[int, int]) -> None:
-    """Show a square around an image, black where there is none."""
-    side = max(shape)
-    axes.set_xlim((shape[1] - side) / 2 - 0.5, (shape[1] + side) / 2 - 0.5)
-    axes.set_ylim((shape[0] + side) / 2 - 0.5, (shape[0] - side) / 2 - 0.5)
+def _frame(axes: Any, shape: tuple[int, int], box: tuple[float, float]) -> None:
+    """Show a box (rows, columns) around the middle of an image, black where there is none."""
+    rows, columns = ((n - 1) / 2 for n in shape)
+    axes.set_xlim(columns - box[1] / 2, columns + box[1] / 2)
+    axes.set_ylim(rows + box[0] / 2, rows - box[0] / 2)
     axes.set_facecolor("black")
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def _name(axes: Any, axis: int) -> None:
+    """Write beside a row which plane it is, and into its first image what lies to the right and up."""
+    name, right, up = _PLANES[axis]
+    axes.set_ylabel(name, fontsize=9)
+    box = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "boxstyle": "square,pad=0.15"}
+    for x, y, letter, across, along in ((0.98, 0.5, right, "right", "center"), (0.5, 0.97, up, "center", "top")):
+        place = {"ha": across, "va": along, "transform": axes.transAxes, "bbox": box}
+        axes.text(x, y, letter, color="white", fontsize=7, **place)
 
 
 def _head(figure: Any, title: str, verdict: str, lines: Sequence[str], height: float) -> None:
@@ -177,26 +189,24 @@ def quality_figure(scene: Scene, path: str | Path, title: str, verdict: str, lin
     from matplotlib.figure import Figure
 
     planes: list[int | None] = [2, 1, 0] if len(scene.display.shape) == 3 else [None]
+    middle = scene.middle()
+    cuts = [_cut(scene, axis, middle[axis] if axis is not None else 0) for axis in planes]
+    # All planes on one scale; a slab of few slices gets a low row.
+    side = max(max(cut["fixed"].shape) for cut in cuts)
+    rows = [max(_LOWEST, cut["fixed"].shape[0] / side) for cut in cuts]
     head = _HEAD + 0.19 * max(0, len(lines) - 1)
-    height = head + _INCHES * len(planes) + 0.1
+    height = head + _INCHES * sum(rows) + 0.04 * len(rows) + 0.1
     figure = Figure(figsize=(_INCHES * len(COLUMNS) + 0.75, height))
     FigureCanvasAgg(figure)
     _head(figure, title, verdict, lines, height)
-    grid = figure.subplots(len(planes), len(COLUMNS), squeeze=False)
+    grid = figure.subplots(len(planes), len(COLUMNS), squeeze=False, gridspec_kw={"height_ratios": rows})
     figure.subplots_adjust(0.02, 0.1 / height, 0.955, 1 - head / height, 0.03, 0.03)
-    middle = scene.middle()
-    for row, axis in zip(grid, planes, strict=True):
-        cut = _cut(scene, axis, middle[axis] if axis is not None else 0)
+    for row, axis, cut, share in zip(grid, planes, cuts, rows, strict=True):
         shown = _draw_row(row, cut, scene.one_scale)
         for axes in row:
-            _frame(axes, cut["fixed"].shape)
+            _frame(axes, cut["fixed"].shape, (share * side, side))
         if axis is not None:
-            name, right, up = _PLANES[axis]
-            row[0].set_ylabel(name, fontsize=9)
-            row[0].text(
-                0.98, 0.5, right, color="white", fontsize=8, ha="right", va="center", transform=row[0].transAxes
-            )
-            row[0].text(0.5, 0.98, up, color="white", fontsize=8, ha="center", va="top", transform=row[0].transAxes)
+            _name(row[0], axis)
     for axes, name in zip(grid[0], COLUMNS, strict=True):
         agreement = "difference " if scene.one_scale else "overlay "
         axes.set_title(agreement + name if name in ("before", "after") else name, fontsize=9, pad=3)

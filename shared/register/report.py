@@ -28,7 +28,7 @@ from ..transform_io import Affine, Grid, Transform
 from .inputs import Pair
 from .search import Found
 
-__all__ = ["draw", "plain", "scored", "scored_labels", "summary"]
+__all__ = ["draw", "plain", "remarks", "scored", "scored_labels", "summary"]
 
 # Scores with a value before: key, name, unit; and those of the field.
 _CHANGES = (
@@ -43,6 +43,11 @@ _MEASURES = (
     ("round_trip_mm", "round trip", " mm"),
     ("covered", "covered", "share"),
 )
+
+# Images that correlate more than this agree, whatever they started from.
+_ALIKE = 0.6
+# HU that the picture shows, and from which share of lung on a CT is one of the chest.
+_BODY_WINDOW, _LUNG_WINDOW, _CHEST = (-160.0, 240.0), (-1000.0, 300.0), 0.25
 
 
 def scored(
@@ -127,6 +132,16 @@ def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, floa
     return scores, table
 
 
+def remarks(found: Found, scores: Mapping[str, float]) -> list[str]:
+    """Return reasons for doubt that no single score tells."""
+    doubts = []
+    if found.kept_start:
+        doubts.append("the optimisation ended worse than it began: its start was kept")
+    if math.isnan(scores["similarity_before"]) and not abs(scores["correlation"]) > _ALIKE:
+        doubts.append("the headers do not bring the images together, and a fit may end in a wrong place")
+    return doubts
+
+
 def draw(
     path: Path, pair: Pair, found: Found, determinant: Tensor, grid: Grid, content: Mapping[str, Any], modality: str
 ) -> None:
@@ -142,10 +157,13 @@ def draw(
         modality: as asked for, of both or of each.
     """
     kinds = [word.strip() for word in modality.split(",")]
-    images, ct = [], []
-    for side, kind in ((pair.fixed, kinds[0]), (pair.moving, kinds[-1])):
-        ct.append(kind == "ct" or (kind == "auto" and looks_like_ct(side.image[0])))
-        images.append(normalise(side.image[0], "ct" if ct[-1] else "mr")[None])
+    sides = [(pair.fixed.image[0], kinds[0]), (pair.moving.image[0], kinds[-1])]
+    ct = [kind == "ct" or (kind == "auto" and looks_like_ct(image)) for image, kind in sides]
+    lung = any(is_ct and _lung_share(image) > _CHEST for (image, _), is_ct in zip(sides, ct, strict=True))
+    window = _LUNG_WINDOW if lung else _BODY_WINDOW
+    images = [
+        normalise(image, "ct" if is_ct else "mr", window)[None] for (image, _), is_ct in zip(sides, ct, strict=True)
+    ]
     scene = Scene(
         images[0], images[1], (pair.fixed.grid, pair.moving.grid), found.transform, determinant, grid, ct[0] == ct[1]
     )
@@ -153,16 +171,26 @@ def draw(
     quality_figure(scene, path, title, content["verdict"], [summary(content["scores"]), *content["reasons"]])
 
 
+def _told(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _lung_share(image: Tensor) -> float:
+    """Return the share of lung among what a CT shows of lung and soft tissue."""
+    lung = int(((image > -950) & (image < -550)).sum())
+    return lung / max(1, lung + int(((image > -300) & (image < 300)).sum()))
+
+
 def summary(scores: Mapping[str, float | None]) -> str:
     """Return the main scores in one line."""
     words = [
         f"{label} {before:.4g} \N{RIGHTWARDS ARROW} {after:.4g}{unit}"
         for key, label, unit in _CHANGES
-        if (after := scores.get(key)) is not None and (before := scores.get(f"{key}_before")) is not None
+        if _told(after := scores.get(key)) and _told(before := scores.get(f"{key}_before"))
     ]
     for key, label, unit in _MEASURES:
         value = scores.get(key)
-        if value is not None:
+        if value is not None and math.isfinite(value):
             words.append(f"{label} {100 * value:.0f}%" if unit == "share" else f"{label} {value:.3g}{unit}")
     return ",  ".join(words)
 

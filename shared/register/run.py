@@ -18,7 +18,7 @@ from ..quality_check import determinants, verdict
 from ..transform_io import Transform, write_itk_displacement, write_nifti, write_transform
 from .inputs import Files, Pair, read_pair
 from .memory import check_memory, thinned
-from .report import draw, plain, scored, scored_labels
+from .report import draw, plain, remarks, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
 from .write import pulled, storable_inverse, storable_label, write_points
@@ -184,8 +184,7 @@ def _write(
         scores |= more
         points |= write_points(folder, transform, inverse, fixed, moving)
         bar.update()
-        remarks = ["the optimisation ended worse than it began: its start was kept"] if found.kept_start else []
-        word, reasons = verdict(scores, remarks)
+        word, reasons = verdict(scores, remarks(found, scores))
         content = {"verdict": word, "reasons": reasons, "scores": scores, "labels": labels, "points": points, **about}
         draw(folder / "qc.png", pair, found, determinant, grid, content, about["options"]["modality"])
         found.seconds["writing"] = round(time.monotonic() - began, 2)
