@@ -30,7 +30,7 @@ _GUIDING = {"none": (), "labels": ("labels",), "points": ("points",), "both": ("
 
 
 def _settings(motion: str, modality: str, steps: int | None, limit: float | None, init: str | Path) -> OptimiseSettings:
-    alignment = str(init) if str(init) in ("auto", "rigid", "affine") else "identity"
+    alignment = str(init) if str(init) in ("auto", "centre", "rigid", "affine") else "identity"
     kinds = [word.strip() for word in modality.split(",")]
     if len(kinds) > 2 or not set(kinds) <= {"ct", "mr", "auto"}:
         raise InputError(f"found modality '{modality}', expected ct, mr or auto, or two of them: fixed,moving")

@@ -14,7 +14,7 @@ from ..data.intensity import find_ct_window, looks_like_ct, normalise
 from ..data.resampling import resample
 from ..errors import InputError, did_you_mean
 from ..optimise import OptimiseSettings, optimise
-from ..transform_io import Affine, Displacement, Grid, Transform, network_grid, read_transform
+from ..transform_io import Affine, Displacement, Transform, network_grid, read_transform
 from .inputs import Pair
 
 __all__ = ["INITS", "NetworkField", "Start", "find_start", "network_displacement"]
@@ -67,25 +67,16 @@ def find_start(
         init: one of :data:`INITS`, or a transform file.
         settings: of the optimisation.
         device: to work on.
-        fit: whether "auto", "rigid" and "affine" are needed before the optimisation, or without it.
+        fit: whether "auto", "rigid", "affine" and "centre" are needed before the optimisation, or without it.
 
     Raises:
         InputError: neither a known word nor a file.
     """
-    d = len(pair.fixed.grid.shape)
     if str(init) == "none":
-        return Start(np.eye(d + 1), None, "none: the headers' frame, as asked for")
-    if str(init) == "centre":
-        matrix = np.eye(d + 1)
-        matrix[:d, d] = _centre(pair.moving.grid) - _centre(pair.fixed.grid)
-        return Start(matrix, None, "centre: the centres of both fields of view laid on each other")
+        return Start(np.eye(len(pair.fixed.grid.shape) + 1), None, "none: the headers' frame, as asked for")
     if str(init) not in INITS:
         return _from_file(Path(init), pair)
     return _fitted(pair, settings, device) if fit else None
-
-
-def _centre(grid: Grid) -> np.ndarray:
-    return grid.to_world((torch.tensor(grid.shape)[None] - 1) / 2)[0].numpy()
 
 
 def _fitted(pair: Pair, settings: OptimiseSettings, device: torch.device | str) -> Start:

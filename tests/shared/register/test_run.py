@@ -128,7 +128,7 @@ def test_the_picture_has_its_size(done):
         width, height = picture.size
         pixels = np.asarray(picture.convert("RGB"))
     assert width == 1754
-    assert height == {3: 0, 2: 0}[pair.dims]
+    assert abs(height - {3: 523, 2: 328}[pair.dims]) <= 2
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
 
 
@@ -226,6 +226,7 @@ def test_a_real_pair(tmp_path):
         tmp_path / "out",
         fixed_label=folder / "child_1_label.nii.gz",
         moving_label=folder / "child_3_label.nii.gz",
+        optimise=15,
     )
     assert result["scores"]["dice"] > result["scores"]["dice_before"]
     assert result["scores"]["folds_percent"] <= 0.01
