@@ -1,93 +1,129 @@
-"""Registration by optimisation, beside ANTs' SyN where antspyx can be imported.
+"""Registration of single pairs by optimisation alone, beside an affine fit and ANTs' SyN: one row a pair and method.
 
-Run from the repository root, each pair as key=value words:
+Run from the repository root, with the folder that holds the pairs named in ``PAIRS``; pairs that are not there are
+named and left out, and so is SyN where antspyx cannot be imported (install it in an environment for benchmarks):
 
-    python -m benchmarks.instance_optimisation --pair fixed=a.nii.gz moving=b.nii.gz fixed_label=al.nii.gz \
-        moving_label=bl.nii.gz --pair fixed=ct.nii.gz moving=mr.nii.gz --undo_mm 8
+    python -m benchmarks.instance_optimisation --data FOLDER
 
-A pair may name fixed_label and moving_label (scored by Dice), fixed_points and moving_points (scored by TRE),
-fixed_mask and moving_mask (used in the optimisation; the others are never shown to it). ``--undo_mm`` warps the
-moving image of every pair by a known smooth field first and scores what is left of it, for pairs that lie on each
-other as they are. Seconds are CPU seconds of this process.
+Everything runs with its defaults; labels only score. CT and MR of a limb are registered after the MR has been warped
+by a known smooth field (``hidden_mm``), and scored by what is left of that field. Those scans lie a few millimetres
+off each other to begin with, which no method can know: compare methods by it, and read it as no method's accuracy.
+Seconds are those of the CPU, all threads together.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import fire
 import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
 
-from shared.data.images import read_image, read_label, read_points
+from shared.data.images import read_image, read_label
 from shared.fields import invert
-from shared.metrics import dice_per_label, fold_percent
-from shared.optimise import Guides, OptimiseSettings, optimise
+from shared.files import save_json
+from shared.metrics import dice_per_label, fold_percent, sdlogj
+from shared.optimise import OptimiseSettings, optimise
 from shared.smoothing import gaussian_smooth
-from shared.transform_io import Grid, points_to_grid, to_native
-from shared.warp import warp, warp_points
+from shared.transform_io import Grid, to_native
+from shared.warp import warp
 
-KEYS = {f"{side}{role}" for side in ("fixed", "moving") for role in ("", "_label", "_points", "_mask")}
-SYN = {
-    "SyN MI": {"syn_metric": "mattes", "syn_sampling": 32},
-    "SyN CC": {"syn_metric": "CC", "syn_sampling": 4},
+
+@dataclass(frozen=True)
+class Pair:
+    """Files of a pair under the data folder, and SyN as the pair's notes report it (mutual information)."""
+
+    fixed: str
+    moving: str
+    labels: tuple[str, str] | None = None
+    hidden_mm: float = 0.0
+    seed: int = 0
+    syn: str = "SyNOnly"
+    iterations: tuple[int, ...] = (60, 40, 0)
+
+
+def slab(first: int, second: int) -> Pair:
+    """Return a pair of slabs."""
+    files = [f"brain_mr_ptbp_slab/child_{n}_{kind}.nii.gz" for kind in ("t1", "label") for n in (first, second)]
+    return Pair(files[0], files[1], (files[2], files[3]), syn="SyN", iterations=(80, 50, 0))
+
+
+def limb(patient: str, seed: int) -> Pair:
+    """Return the CT and the warped MR of a limb."""
+    return Pair(f"limb_mr_ct/{patient}_ct.nii.gz", f"limb_mr_ct/{patient}_mr.nii.gz", hidden_mm=8.0, seed=seed)
+
+
+PAIRS = {
+    "brain MR": Pair(
+        "brain_mr_oasis/subject_a_t1.nii.gz",
+        "brain_mr_oasis/subject_b_t1.nii.gz",
+        ("brain_mr_oasis/subject_a_label.nii.gz", "brain_mr_oasis/subject_b_label.nii.gz"),
+    ),
+    "brain MR slab 1-3": slab(1, 3),
+    "brain MR slab 3-4": slab(3, 4),
+    "abdomen MR-CT": Pair(
+        "abdomen_mr_ct/mr.nii.gz",
+        "abdomen_mr_ct/ct.nii.gz",
+        ("abdomen_mr_ct/mr_label.nii.gz", "abdomen_mr_ct/ct_label.nii.gz"),
+        syn="SyN",
+        iterations=(60, 40, 20),
+    ),
+    **{f"limb CT-MR {p} field {s}": limb(p, s) for p, seeds in (("sts008", (0, 1)), ("sts025", (0, 1))) for s in seeds},
 }
+SCORES = {"dice": "Dice", "error_mm": "error mm", "folds": "folds %", "sdlogj": "SDlogJ", "seconds": "CPU s"}
 
 
 class Case:
     """One pair, read, with what it is scored by."""
 
-    def __init__(self, files: Mapping[str, str], undo_mm: float, seed: int) -> None:
-        if unknown := set(files) - KEYS:
-            raise SystemExit(f"found {sorted(unknown)} in a pair, expected keys of {sorted(KEYS)}")
-        self.images, self.grids, self.labels, self.points, self.masks = {}, {}, {}, {}, {}
-        for side in ("fixed", "moving"):
-            image, grid = read_image(files[side])
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        self.pair = pair
+        self.images: dict[str, Tensor] = {}
+        self.grids: dict[str, Grid] = {}
+        self.labels: dict[str, Tensor] = {}
+        for index, side in enumerate(("fixed", "moving")):
+            image, grid = read_image(folder / getattr(pair, side))
             self.images[side], self.grids[side] = image[None], grid
-            if label := files.get(f"{side}_label"):
-                self.labels[side] = read_label(label, grid)[None]
-            if mask := files.get(f"{side}_mask"):
-                self.masks[side] = read_label(mask, grid, role="mask")[None]
-            if points := files.get(f"{side}_points"):
-                self.points[side] = read_points(points)
-        self.truth = self._hide(undo_mm, seed) if undo_mm > 0 else None
+            if pair.labels is not None:
+                self.labels[side] = read_label(folder / pair.labels[index], grid)[None]
+        self.truth = self._hide() if pair.hidden_mm > 0 else None
 
-    def _hide(self, amplitude_mm: float, seed: int) -> Tensor:
+    def _hide(self) -> Tensor:
         """Warp the moving image by a smooth field; returns the field that undoes it, in fixed voxels."""
         grid, fixed = self.grids["moving"], self.grids["fixed"]
-        field = smooth_field(grid, amplitude_mm, seed)
+        field = smooth_field(grid, self.pair.hidden_mm, self.pair.seed)
         self.images["moving"] = warp(self.images["moving"], field, padding_mode="border")
-        if "moving" in self.labels:
-            self.labels["moving"] = warp(self.labels["moving"].float(), field, mode="nearest").to(torch.int16)
         return to_native(invert(field)[0], grid, fixed, grid)[0]
 
+    def start(self) -> Tensor:
+        """Return no displacement."""
+        return torch.zeros(1, 3, *self.grids["fixed"].shape)
+
     def score(self, ddf: Tensor) -> dict[str, float]:
-        """Score a map (1, 3, *S) in fixed voxels; ``inside`` is where the moving image is seen."""
+        """Score a map (1, 3, *S) in fixed voxels."""
         fixed, moving = self.grids["fixed"], self.grids["moving"]
-        total = to_native(ddf, fixed, fixed, moving)[1]
-        scores = {}
-        if len(self.labels) == 2:
+        scores = {"folds": fold_percent(ddf), "sdlogj": sdlogj(ddf)}
+        if self.labels:
             labels = [int(v) for v in torch.unique(self.labels["fixed"]) if v > 0]
+            total = to_native(ddf, fixed, fixed, moving)[1]
             warped = warp(self.labels["moving"].float(), total, mode="nearest")
             scores["dice"] = float(dice_per_label(warped, self.labels["fixed"].float(), labels).nanmean())
-        if len(self.points) == 2:
-            reached = warp_points(self.points["fixed"][None], ddf)[0]
-            aim = points_to_grid(self.points["moving"], moving, fixed)
-            spacing = torch.tensor(fixed.spacing_mm)
-            scores["tre_mm"] = float(torch.linalg.vector_norm((reached - aim) * spacing, dim=1).mean())
         if self.truth is not None:
-            still = to_native(torch.zeros_like(ddf), fixed, fixed, moving)[1]
+            # Where the moving image is seen, the background included: all of it moves.
+            still = to_native(self.start(), fixed, fixed, moving)[1]
             inside = warp(torch.ones_like(self.images["moving"]), still) > 0.99
             spacing = torch.tensor(fixed.spacing_mm).view(1, 3, 1, 1, 1)
             error = torch.linalg.vector_norm((ddf - self.truth) * spacing, dim=1, keepdim=True)
             scores["error_mm"] = float(error[inside].mean())
-        scores["folds_%"] = fold_percent(ddf)
         return scores
 
 
@@ -102,17 +138,17 @@ def smooth_field(grid: Grid, amplitude_mm: float, seed: int, scale_mm: float = 6
     return field / torch.as_tensor(spacing, dtype=field.dtype).view(1, 3, 1, 1, 1)
 
 
-def ours(case: Case, verbose: bool) -> Tensor:
-    guides = Guides(fixed_mask=case.masks.get("fixed"), moving_mask=case.masks.get("moving"))
-    pair = (case.images["fixed"], case.images["moving"], case.grids["fixed"], case.grids["moving"])
-    result = optimise(*pair, settings=OptimiseSettings(), guides=guides)
+def optimised(case: Case, settings: OptimiseSettings, verbose: bool = False) -> Tensor:
+    """Return our map in fixed voxels."""
+    images, grids = case.images, case.grids
+    result = optimise(images["fixed"], images["moving"], grids["fixed"], grids["moving"], settings=settings)
     for line in [*result.messages, *map(str, result.levels)] if verbose else []:
-        print(f"      {line}")
+        print(f"    {line}")
     return result.ddf
 
 
-def syn(case: Case, options: Mapping[str, object]) -> Tensor:
-    """Run SyN from the identity, half resolution the finest, and return its map in fixed voxels."""
+def syn(case: Case, kind: str, iterations: tuple[int, ...], metric: str) -> Tensor:
+    """Return SyN's map in fixed voxels."""
     import ants
 
     with tempfile.TemporaryDirectory() as folder:
@@ -123,11 +159,13 @@ def syn(case: Case, options: Mapping[str, object]) -> Tensor:
             images.append(ants.image_read(path))
         done = ants.registration(
             *images,
-            type_of_transform="SyNOnly",
-            initial_transform="Identity",
-            reg_iterations=(60, 40, 0),
+            type_of_transform=kind,
+            reg_iterations=iterations,
+            syn_metric=metric,
+            syn_sampling=32 if metric == "mattes" else 4,  # bins; radius in voxels
             outprefix=f"{folder}/syn",
-            **options,
+            random_seed=0,
+            **({"initial_transform": "Identity"} if kind == "SyNOnly" else {}),
         )
         composed = ants.apply_transforms(*images, done["fwdtransforms"], compose=f"{folder}/whole")
         lps = np.asarray(nib.load(composed).dataobj)[:, :, :, 0]
@@ -135,39 +173,82 @@ def syn(case: Case, options: Mapping[str, object]) -> Tensor:
     return torch.from_numpy(np.einsum("ij,xyzj->ixyz", matrix, lps).astype(np.float32))[None]
 
 
-def report(name: str, case: Case, method: Callable[[], Tensor]) -> None:
+# A network's map, or the optimisation started from it (`Guides.start_ddf`), is one more line here.
+METHODS: dict[str, Callable[[Case, bool], Tensor]] = {
+    "start": lambda case, _: case.start(),
+    "affine": lambda case, _: optimised(case, OptimiseSettings(alignment="affine", iterations=0, discrete="never")),
+    "optimisation": lambda case, verbose: optimised(case, OptimiseSettings(), verbose),
+    "SyN": lambda case, _: syn(case, case.pair.syn, case.pair.iterations, "mattes"),
+    "SyN CC": lambda case, _: syn(case, "SyNOnly", case.pair.iterations, "CC"),
+}
+
+
+def measure(case: Case, method: str, verbose: bool) -> dict[str, float]:
+    """Register once and score."""
     began = time.process_time()
-    ddf = method()
+    ddf = METHODS[method](case, verbose)
     seconds = time.process_time() - began
-    numbers = "  ".join(f"{key} {value:.4f}" for key, value in case.score(ddf).items())
-    print(f"   {name:<10} {numbers}  CPU seconds {seconds:.1f}", flush=True)
+    return {**case.score(ddf), "seconds": seconds}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pair", nargs="+", action="append", required=True, metavar="KEY=FILE")
-    parser.add_argument("--undo_mm", type=float, default=0.0, help="amplitude of a known smooth field to undo")
-    parser.add_argument("--seed", type=int, default=0, help="of that field")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--syn", nargs="*", default=list(SYN), choices=list(SYN), help="SyN settings to run beside")
-    parser.add_argument("--verbose", action="store_true", help="print the log of the optimisation")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_ITK_THREADS"] = str(options.threads)
-    try:
-        import ants  # noqa: F401 - optional
-    except ImportError:
-        print("antspyx is not installed: SyN is left out")
-        options.syn = []
-    for words in options.pair:
-        files = dict(word.split("=", 1) for word in words)
-        case = Case(files, options.undo_mm, options.seed)
-        print(f"{files['fixed']} <- {files['moving']}")
-        report("start", case, lambda case=case: torch.zeros(1, 3, *case.grids["fixed"].shape))
-        report("optimise", case, lambda case=case: ours(case, options.verbose))
-        for name in options.syn:
-            report(name, case, lambda case=case, name=name: syn(case, SYN[name]))
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print Markdown."""
+    digits = {"folds": 4, "error_mm": 2, "seconds": 1}
+    print("| pair | method | " + " | ".join(SCORES.values()) + " |")
+    print("|---" * (len(SCORES) + 2) + "|")
+    for row in rows:
+        cells = [f"{row[key]:.{digits.get(key, 3)}f}" if key in row else "" for key in SCORES]
+        print(f"| {row['pair']} | {row['method']} | " + " | ".join(cells) + " |")
+
+
+def main(
+    data: str,
+    pairs: str = "MR",
+    methods: str = ",".join(METHODS),
+    threads: int = 1,
+    out: str | None = None,
+    verbose: bool = False,
+) -> None:
+    """Register every pair by every method and print a Markdown table.
+
+    Args:
+        data: folder that holds the pairs' folders.
+        pairs: words with commas between; pairs whose name holds one of them are taken.
+        methods: of "start", "affine", "optimisation", "SyN", "SyN CC".
+        threads: for torch and ITK.
+        out: JSON file for the rows.
+        verbose: print the log of each optimisation.
+    """
+    torch.set_num_threads(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_ITK_THREADS"] = str(threads)
+    wanted = {name: pair for name, pair in PAIRS.items() if any(word in name for word in _words(pairs))}
+    asked = _words(methods)
+    if unknown := [name for name in asked if name not in METHODS]:
+        raise SystemExit(f"found methods {unknown}, expected some of {list(METHODS)}")
+    if not wanted:
+        raise SystemExit(f"found no pair named like {pairs!r}, expected words of {list(PAIRS)}")
+    if any(name.startswith("SyN") for name in asked) and importlib.util.find_spec("ants") is None:
+        print("SyN is left out: antspyx cannot be imported")
+        asked = [name for name in asked if not name.startswith("SyN")]
+    rows = []
+    for name, pair in wanted.items():
+        files = [pair.fixed, pair.moving, *(pair.labels or ())]
+        if absent := [file for file in files if not (Path(data) / file).is_file()]:
+            print(f"{name} is left out: no {', '.join(absent)} in {data}")
+            continue
+        case = Case(pair, Path(data))
+        for method in asked:
+            print(f"{name}: {method} ...", flush=True)
+            rows.append({"pair": name, "method": method, **measure(case, method, verbose)})
+    print_table(rows)
+    if out is not None:
+        save_json(Path(out), {"torch": torch.__version__, "threads": threads, "rows": rows})
+
+
+def _words(text: str | tuple[str, ...]) -> list[str]:
+    """Return the words of a list as fire hands it over."""
+    return [word.strip() for word in (text.split(",") if isinstance(text, str) else text)]
 
 
 if __name__ == "__main__":
-    main()
+    fire.Fire(main)

@@ -22,6 +22,8 @@ SHARED_VIEW = 0.5
 SHARED_FOREGROUND = 0.6
 # A rigid fit replaces a shared frame where it raises the mutual information by this share.
 CLEAR_GAIN = 0.5
+# A fit from elsewhere replaces the one from a shared frame where its mutual information is higher by this share.
+CLEARLY_ELSEWHERE = 0.25
 FOREGROUND = 0.08
 ANGLE = np.pi / 6
 CANDIDATES = 4
@@ -140,17 +142,19 @@ def _overlap(pair: Views) -> tuple[float, float]:
 def _best_rigid(pair: Views, shared: bool, out_of_time: Callable[[], bool]) -> tuple[np.ndarray, float]:
     """Return the best rigid map of several starts, and by which share it raises the mutual information."""
     d = len(pair.fixed_grid.shape)
-    start = [(matrix, _score(pair, matrix)) for matrix in _starts(pair)]
-    here = start[0][1]
-    best = sorted(start, key=lambda s: -s[1])[: 1 if shared else CANDIDATES]
+    (identity, here), *others = [(matrix, _score(pair, matrix)) for matrix in _starts(pair)]
+    others = sorted(others, key=lambda s: -s[1])[: 1 if shared else CANDIDATES]
     fits = []
-    for matrix, _ in best:
+    for matrix, _ in [(identity, here), *others]:
         if out_of_time():
             break
         fits.append(_fit(pair, matrix, _coarse_mm(pair), 30, affine=False))
     if not fits:
         return np.eye(d + 1), 0.0
     matrix, score = max(fits, key=lambda f: f[1])
+    # A frame that is shared is left for a far one only where that is clearly better: small views have false optima.
+    if shared and score < (1.0 + CLEARLY_ELSEWHERE) * fits[0][1]:
+        matrix, score = fits[0]
     return matrix, score / max(here, 1e-6) - 1.0
 
 
@@ -201,7 +205,7 @@ def _covered(pair: Views, grid: Grid, weight: Tensor) -> float:
 
 
 def _fit(pair: Views, matrix: np.ndarray, spacing_mm: float, steps: int, affine: bool) -> tuple[np.ndarray, float]:
-    """Improve a map by gradient steps put before it; returns it with its score.
+    """Improve a map by gradient steps put before it; returns the better of it and the start, scored.
 
     With ``x`` in millimetres about the middle of the fixed lattice, each step is ``x -> expm(A) x + b``. The gradient
     to ``b`` is the sum of the force, to ``A`` the sum of ``force x^T`` (its skew part for a rigid map).
@@ -234,10 +238,14 @@ def _fit(pair: Views, matrix: np.ndarray, spacing_mm: float, steps: int, affine:
         step = mean * (-size / (power.sqrt() + 1e-30))
         shift = shift + linear @ step[:, d]
         linear = linear @ torch.matrix_exp(step[:, :d] / radius)
-    ddf = displacement()
-    image, weight = similarity.warped(ddf)
-    score = float(-similarity.information(image, weight)[0]) * _covered(pair, grid, weight)
-    return matrix @ _to_world(linear, shift, grid), score
+    found = displacement()
+    scores = []
+    for ddf in (torch.zeros_like(found), found):
+        image, weight = similarity.warped(ddf)
+        scores.append(float(-similarity.information(image, weight)[0]) * _covered(pair, grid, weight))
+    if scores[1] <= scores[0]:
+        return matrix, scores[0]
+    return matrix @ _to_world(linear, shift, grid), scores[1]
 
 
 def _to_world(linear: Tensor, shift: Tensor, grid: Grid) -> np.ndarray:

@@ -42,7 +42,9 @@ def coupled_convex(similarity: MINDSSC, radius: int) -> Tensor:
     moving, weight = similarity.surroundings(radius)
 
     def cut(volume: Tensor, offset: tuple[int, ...]) -> Tensor:
-        return volume[(..., *[slice(radius + o, radius + o + n) for o, n in zip(offset, size, strict=True)])]
+        window = (slice(radius + o, radius + o + n) for o, n in zip(offset, size, strict=True))
+        where = (..., *window)
+        return volume[where]
 
     # What hardly leaves the images an overlap cannot be judged: one read-out for all offsets.
     overlap = torch.stack([cut(weight, offset).sum() for offset in offsets])

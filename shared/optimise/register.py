@@ -152,7 +152,7 @@ class _Run:
         if not search or not isinstance(level.similarity, MINDSSC) or self.out_of_time():
             return best
         bar.total += stage.iterations
-        other = self._one(level, stage, coupled_convex(level.similarity, SEARCH), bar)
+        other = self._one(level, stage, coupled_convex(level.similarity, SEARCH), bar, searched=True)
         values = [float(level.similarity(ddf)[0]) for ddf in (best, other)]
         seen = [float(level.similarity.warped(ddf)[1].sum()) for ddf in (best, other)]
         better = values[1] < CLEARLY * values[0] and seen[1] > CLEARLY * seen[0]
@@ -164,10 +164,11 @@ class _Run:
         self.levels.pop(-2 if taken else -1)
         return other if taken else best
 
-    def _one(self, level: Level, stage: Stage, ddf: Tensor, bar: tqdm) -> Tensor:
+    def _one(self, level: Level, stage: Stage, start: Tensor, bar: tqdm, searched: bool = False) -> Tensor:
+        """Run one stage from ``start``; a field that a discrete search has left rough may lose at first."""
         ddf, trace = descend(
             level.similarity,
-            ddf,
+            start,
             stage.iterations,
             stage.stiffness,
             terms=level.terms,
@@ -175,6 +176,8 @@ class _Run:
             out_of_time=self.out_of_time,
             tick=bar.update,
         )
+        if trace.last > trace.first and not searched and level.pull is None:
+            ddf, trace.stopped = start, "undone: no better than before"
         bar.total -= stage.iterations - trace.iterations
         bar.refresh()
         self.levels.append(

@@ -52,7 +52,7 @@ class OptimiseSettings:
     iterations: int | Sequence[int] | None = None
     discrete: str = "auto"
     label_weight: float = 1.0
-    landmark_weight: float = 0.2
+    landmark_weight: float = 0.5
     max_fold_percent: float = 0.01
     time_limit: float | None = None
     memory_gb: float | None = None

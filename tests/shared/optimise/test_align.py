@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from shared.optimise import Guides, OptimiseSettings
-from shared.optimise.align import align, moved
+from shared.optimise.align import _score, align, moved
 from shared.optimise.level import Scene
 from shared.transform_io import Grid, affine_ddf
 from shared.warp import warp
@@ -91,3 +91,14 @@ def test_asked_for_kinds():
     torch.testing.assert_close(
         torch.from_numpy(linear @ linear.T), torch.eye(2, dtype=torch.float64), atol=1e-4, rtol=0
     )
+
+
+def test_a_fit_is_no_worse_than_the_frame_it_began_with():
+    grid = grid_of((60, 56))
+    noise = torch.rand(1, 1, 60, 56, generator=torch.Generator().manual_seed(0))
+    pair = scene(picture((60, 56), seed=1), noise, grid, grid)
+    for mode in ("rigid", "affine"):
+        found = align(pair, mode, multimodal=False).matrix
+        assert _score(pair, found) >= 0.99 * _score(pair, np.eye(3))
+        # The frames are shared: noise may move the image a little, not turn it over or send it away.
+        assert distance(found, np.eye(3), grid) < 20

@@ -44,6 +44,15 @@ def test_a_worse_field_is_told_from_a_better_one():
         assert worse_than(judge(fixed, moving), -truth, still, optimised)[0]
 
 
+def test_a_field_that_leaves_the_moving_image_is_worse_whatever_it_shows():
+    fixed, moving, truth = displaced_pair((70, 60), 4.0)
+    away = torch.zeros_like(truth)
+    away[:, 0] = 60.0
+    worse, words = worse_than(judge(fixed, moving), away, torch.zeros_like(truth), "lncc")
+    assert worse
+    assert "of the overlap is left" in words
+
+
 def test_scans_of_one_patient_match_in_places_and_those_of_two_do_not():
     fixed, moving, _ = displaced_pair((70, 60), 6.0)
     other = picture((70, 60), seed=9)

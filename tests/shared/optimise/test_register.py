@@ -11,7 +11,7 @@ from shared.fields import compose, jacobian_determinant
 from shared.optimise import Guides, OptimiseSettings, optimise
 from shared.transform_io import Grid, to_native
 from shared.warp import warp, warp_points
-from tests.shared.optimise.scenes import displaced_pair, error, grid_of, picture, smooth_field
+from tests.shared.optimise.scenes import displaced_pair, error, grid_of, picture
 
 QUICK = OptimiseSettings(alignment="identity", discrete="never")
 
@@ -35,10 +35,9 @@ def test_a_known_smooth_field_is_undone_without_folds(size, spacing, amplitude):
 
 def test_another_contrast_is_no_obstacle():
     fixed, moving, truth = displaced_pair((56, 52, 48), 4.0, seed=2)
-    inverted = torch.where(moving > 0.02, 1.1 - moving, moving)
     grid = grid_of((56, 52, 48))
     settings = OptimiseSettings(similarity="mind", discrete="never")
-    result = optimise(fixed, inverted, grid, grid, settings=settings)
+    result = optimise(fixed, 1.1 - moving, grid, grid, settings=settings)
     inside = fixed > 0.1
     assert error(result.ddf, truth, inside) < 0.6 * error(torch.zeros_like(truth), truth, inside)
 
@@ -54,9 +53,11 @@ def test_mutual_information_on_request():
 
 @pytest.mark.parametrize("size", [(64, 60), (40, 36, 32)])
 def test_equal_images_stay_where_they_are(size):
-    image, grid = picture(size), grid_of(size)
+    grid = grid_of(size)
+    image = picture(size) + 0.02 * torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
     result = optimise(image, image, grid, grid)
-    assert float(result.ddf.abs().max()) < 0.02
+    middle = (slice(None), slice(None), *[slice(n // 8, -(n // 8)) for n in size])
+    assert float(result.ddf[middle].abs().mean()) < 0.1
 
 
 def test_masks_keep_a_corrupted_region_out():
@@ -85,15 +86,33 @@ def test_masks_keep_a_corrupted_region_out():
     assert error(one.ddf, two.ddf, far) < 0.05
 
 
-def test_nothing_worse_than_the_start_is_returned():
-    fixed = picture((64, 60), seed=1)
+def test_nothing_worse_than_the_start_is_returned(monkeypatch):
+    fixed, moving, _ = displaced_pair((64, 60), 4.0)
     grid = grid_of((64, 60))
-    noise = torch.rand(1, 1, 64, 60, generator=torch.Generator().manual_seed(0))
-    # The start is perfect; landmarks would not be overruled, images alone are.
-    moving = fixed + 0.5 * noise
-    result = optimise(fixed, moving, grid, grid, settings=OptimiseSettings(alignment="identity", similarity="lncc"))
-    assert float(result.ddf.abs().max()) == 0.0 or not result.kept_start
-    assert any("mutual information" in message for message in result.messages)
+    assert not optimise(fixed, moving, grid, grid, settings=QUICK).kept_start
+    # The judge's own test tells which way it decides; here it finds everything worse.
+    monkeypatch.setattr("shared.optimise.register.worse_than", lambda *_: (True, "judged"))
+    result = optimise(fixed, moving, grid, grid, settings=QUICK)
+    assert result.kept_start
+    assert not result.ddf.any()
+    assert any("worse than the start" in message for message in result.messages)
+    # Landmarks may ask for what the images do not, so they are not overruled.
+    points = torch.tensor([[20.0, 20.0], [40.0, 35.0]])
+    guides = Guides(fixed_points=points, moving_points=points + 3.0)
+    assert optimise(fixed, moving, grid, grid, settings=QUICK, guides=guides).ddf.any()
+
+
+def test_a_level_stops_early_where_nothing_is_gained_and_is_undone_where_it_lost():
+    fixed, moving, _ = displaced_pair((64, 60), 3.0)
+    grid = grid_of((64, 60))
+    long = OptimiseSettings(alignment="identity", discrete="never", iterations=500)
+    levels = optimise(fixed, moving, grid, grid, settings=long).levels
+    assert "converged" in {level.stopped for level in levels}
+    assert all(level.iterations < 500 for level in levels if level.stopped == "converged")
+    # Nothing but noise lies between an image and itself.
+    same = optimise(fixed, fixed, grid, grid, settings=OptimiseSettings(similarity="mind", discrete="never"))
+    assert all(level.stopped.startswith("undone") for level in same.levels)
+    assert not same.ddf.any()
 
 
 def test_a_time_limit_is_kept_and_said():
@@ -175,7 +194,7 @@ def test_landmarks_pull():
     guides = Guides(fixed_points=points, moving_points=aim)
     result = optimise(fixed, fixed, grid, grid, settings=QUICK, guides=guides)
     left = torch.linalg.vector_norm(warp_points(points[None], result.ddf)[0] - aim, dim=1)
-    assert float(left.max()) < 1.5  # of 3, though the images say stay
+    assert float(left.max()) < 1.2  # of 3, though the images say stay
     assert result.fold_percent == 0
 
 
@@ -197,20 +216,6 @@ def test_labels_pull_where_images_say_nothing():
 
     assert dice(moving_label == 4) < 0.75
     assert dice(warped) > 0.93
-
-
-def test_a_field_to_start_from_is_kept_and_improved():
-    fixed, moving, truth = displaced_pair((96, 80), 9.0, seed=2)
-    grid = grid_of((96, 80))
-    start = truth + smooth_field((96, 80), 2.0, seed=7)
-    nothing = optimise(
-        fixed, moving, grid, grid, settings=OptimiseSettings(time_limit=0.0), guides=Guides(start_ddf=start)
-    )
-    torch.testing.assert_close(nothing.ddf, start, atol=1e-4, rtol=0)
-    result = optimise(fixed, moving, grid, grid, guides=Guides(start_ddf=start))
-    inside = fixed > 0.1
-    assert error(result.ddf, truth, inside) < 0.5 * error(start, truth, inside)
-    assert error(result.ddf, result.deformation, inside) < 0.2
 
 
 def test_too_little_memory_gives_a_coarser_level_and_a_message():
