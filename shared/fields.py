@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .warp import check_field, warp, warp_points
+from .warp import add_warped, check_field, warp_points
 
 __all__ = ["compose", "derivative", "exponentiate", "identity", "invert", "jacobian_determinant", "resize"]
 
@@ -54,7 +54,7 @@ def compose(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tenso
     if not torch.jit.is_scripting():
         check_field(outer, "outer")
         check_field(inner, "inner")
-    return inner + warp(outer, inner, padding_mode=padding_mode)
+    return add_warped(outer, inner, padding_mode)
 
 
 def exponentiate(dvf: Tensor, steps: int = 7) -> Tensor:

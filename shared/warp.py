@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["check_field", "warp", "warp_points"]
+__all__ = ["add_warped", "check_field", "warp", "warp_points"]
 
 MODES = ("bilinear", "nearest")
 PADDING_MODES = ("zeros", "border")
@@ -49,16 +49,39 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     if not torch.jit.is_scripting():
         _check_warp(image, ddf, mode, padding_mode)
     dtype = _compute_dtype(image.dtype, ddf.dtype)
-    source = _thicken(image.to(dtype), padding_mode)
-    field = ddf.to(dtype)
+    return _warp(image.to(dtype), ddf.to(dtype), mode, padding_mode, False).to(image.dtype)
+
+
+def add_warped(outer: Tensor, inner: Tensor, padding_mode: str = "border") -> Tensor:
+    """Return ``inner(x) + outer(x + inner(x))`` in one pass where the compiled kernels run.
+
+    Args:
+        outer: (B, d, *T) in voxels of the grid that ``inner`` leads into.
+        inner: (B, d, *S) in voxels.
+        padding_mode: as for :func:`warp`.
+
+    Returns:
+        (B, d, *S).
+    """
+    dtype = _compute_dtype(outer.dtype, inner.dtype)
+    summed = _warp(outer.to(dtype), inner.to(dtype), "bilinear", padding_mode, True)
+    return summed.to(torch.promote_types(outer.dtype, inner.dtype))
+
+
+def _warp(image: Tensor, field: Tensor, mode: str, padding_mode: str, add: bool) -> Tensor:
+    """Sample ``image`` at the field, and ``add`` the field; both of one floating dtype."""
+    source = _thicken(image, padding_mode)
+    if not torch.jit.is_scripting():
+        if _compiled(source, field):
+            return _warp_compiled(source, field, mode, padding_mode, add)
     axes: list[Tensor] = []
     for axis in range(field.ndim - 2):
         n_out, scale = field.shape[2 + axis], 2.0 / (source.shape[2 + axis] - 1)
-        start = torch.linspace(-1.0, (n_out - 1) * scale - 1.0, n_out, dtype=dtype, device=field.device)
+        start = torch.linspace(-1.0, (n_out - 1) * scale - 1.0, n_out, dtype=field.dtype, device=field.device)
         start = start.view([-1] + [1] * (field.ndim - 3 - axis))
         axes.append(torch.add(start, field[:, axis], alpha=scale))
     warped = _sample(source, axes, mode, padding_mode)
-    return warped.to(image.dtype)
+    return field + warped if add else warped
 
 
 def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
@@ -91,6 +114,21 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
     axes = [position[..., a] * (2.0 / (n - 1)) - 1.0 for a, n in enumerate(source.shape[2:])]
     displacement = _sample(source, axes, "bilinear", "border").flatten(2)
     return points + displacement.transpose(1, 2).to(torch.promote_types(points.dtype, ddf.dtype))
+
+
+@torch.jit.unused
+def _compiled(source: Tensor, field: Tensor) -> bool:
+    """Whether the compiled kernels take this call: not where a graph is recorded that must do without them."""
+    from .kernels.backend import usable
+
+    return not torch.jit.is_tracing() and not torch.compiler.is_compiling() and usable(source, field)
+
+
+@torch.jit.unused
+def _warp_compiled(source: Tensor, field: Tensor, mode: str, padding_mode: str, add: bool) -> Tensor:
+    return torch.ops.registration.warp(
+        source.contiguous(), field.contiguous(), mode == "nearest", padding_mode == "border", add
+    )
 
 
 def _sample(source: Tensor, axes: list[Tensor], mode: str, padding_mode: str) -> Tensor:

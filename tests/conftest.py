@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["torch", "cpp"])
+def warp_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a module's tests with every backend of warps on the CPU."""
+    from shared.kernels import warp_backend as choice
+
+    if request.param == "cpp" and choice().name != "cpp":
+        pytest.skip(f"no compiled kernels: {choice().reason}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WARP_BACKEND", request.param)
+        yield request.param
 
 
 @pytest.fixture

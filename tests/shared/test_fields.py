@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from shared.fields import compose, derivative, exponentiate, identity, invert, jacobian_determinant, resize
 from shared.warp import warp
 
+pytestmark = pytest.mark.usefixtures("warp_backend")
+
 
 def linear(matrix, size, dtype=torch.float64):
     """Field of the map that turns and stretches about the middle of the grid."""

@@ -11,6 +11,8 @@ from torch.autograd import gradcheck
 from shared.fields import identity
 from shared.warp import warp, warp_points
 
+pytestmark = pytest.mark.usefixtures("warp_backend")
+
 SIZES = [(7, 9), (8, 10), (5, 7, 9), (6, 7, 8)]
 
 
