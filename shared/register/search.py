@@ -88,6 +88,8 @@ def search(
     result = optimise(*images, *grids, settings=settings, guides=guides, progress=progress)
     # Where the start was found here, that the optimisation kept it says nothing.
     kept = [m for m in result.messages if start is None or not m.startswith("alignment:")]
+    if result.stopped == "time limit":
+        kept.append("stopped by the time limit")
     for message in kept:
         say(message)
     whole = Affine(matrix @ result.alignment.matrix)

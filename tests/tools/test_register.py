@@ -55,6 +55,13 @@ def test_a_pair_from_the_command_line(run, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]["dice"] > 0.5
 
 
+def test_a_time_limit_still_makes_a_result(run, tmp_path):
+    code, out, err = run(*FILES, "--init", "none", "--time_limit", "0")
+    assert code == 0, err
+    assert "stopped by the time limit" in err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]["displacement_max_mm"] < 1e-6
+
+
 def test_help_tells_every_option(run):
     code, out, err = run("--help")
     text = " ".join((out + err).split())
