@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(p.name for p in (ROOT / "bundles").iterdir() if (p / "configs").is_dir())
 HEAVY = {"itk", "matplotlib", "mlflow", "onnx", "onnxruntime", "triton", "tensorboard"}
-# `apply` and `optimise` are whole commands that Python users call as functions; the tool is their command line.
-TOOLS_MAY_USE = {"metrics", "transform_io", "plots", "data", "optimise", "apply", "errors", "files", "settings"}
+# `apply`, `register` and `optimise` are whole commands that Python users call as functions; the tool is their command
+# line.
+COMMANDS = {"apply", "optimise", "register"}
+TOOLS_MAY_USE = {"metrics", "transform_io", "plots", "data", "errors", "files", "settings", *COMMANDS}
 
 
 def sources(folder: str) -> list[Path]:
