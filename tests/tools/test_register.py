@@ -56,7 +56,7 @@ def test_a_pair_from_the_command_line(run, tmp_path):
 
 
 def test_a_time_limit_still_makes_a_result(run, tmp_path):
-    code, out, err = run(*FILES, "--init", "none", "--time_limit", "0")
+    code, _, err = run(*FILES, "--init", "none", "--time_limit", "0")
     assert code == 0, err
     assert "stopped by the time limit" in err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]["displacement_max_mm"] < 1e-6
