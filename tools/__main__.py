@@ -69,7 +69,8 @@ def chain(
         seed: of weights, order and memory; by default the plan's first.
         threads: CPU threads; by default all.
         changes: keys of the plan (--strategy er, --tasks "[a,b]", --unseen "[c]", --split val, --configs smoke,
-            --dataset_dir DIR) or options of the bundle's train.json (--iterations 100, --strategy#rho 0.5).
+            --dataset_dir DIR, --phases "{replay: {count: 50}}") or options of the bundle's train.json
+            (--iterations 100, --strategy#rho 0.5).
     """
     checked = load_plan(plan, **changes)
     number = checked.seeds[0] if seed is None else seed
