@@ -80,7 +80,7 @@ def ours(name: str, run: Callable[..., Tensor]) -> Candidate:
 
 
 def candidates(size: tuple[int, ...]) -> tuple[dict[str, Candidate], dict[str, Callable[[Tensor], Tensor]]]:
-    names = ["torch", *(["cpp"] if warp_backend().name == "cpp" else [])]
+    names = ["torch", *(["compiled"] if warp_backend().name != "torch" else [])]
     monai_warp, monai_exp = Warp("bilinear", "zeros"), DVF2DDF(STEPS, padding_mode="border")
     warps = {"grid_sample": UsualWarp(size), "monai": monai_warp, **{f"ours {n}": ours(n, warp) for n in names}}
     integrations = {

@@ -28,7 +28,7 @@ from .transform_io import (
 )
 from .warp import warp
 
-__all__ = ["INTERPOLATIONS", "apply_files", "resample", "resample_labels"]
+__all__ = ["INTERPOLATIONS", "apply_files", "looks_like_labels", "resample", "resample_labels"]
 
 INTERPOLATIONS = ("linear", "nearest", "label")
 # Label maps have few values, and neighbours mostly share them; images have neither.
@@ -117,7 +117,8 @@ def _is_whole(voxels: np.ndarray) -> bool:
     return voxels.dtype.kind in "iub" or bool((voxels == np.round(voxels)).all())
 
 
-def _looks_like_labels(voxels: np.ndarray) -> bool:
+def looks_like_labels(voxels: np.ndarray) -> bool:
+    """Whether voxels are whole numbers of few values, or mostly equal to their neighbours where they are not dark."""
     if not _is_whole(voxels):
         return False
     if len(np.unique(voxels.ravel()[:: max(1, voxels.size // 500_000)])) <= _FEW_VALUES:
@@ -134,7 +135,7 @@ def _checked(path: Path, voxels: np.ndarray, interpolation: str) -> np.ndarray:
         raise InputError(f"{path}: found {bad} NaN or infinite voxels, expected finite values")
     if interpolation == "label" and not _is_whole(voxels):
         raise InputError(f"{path}: found fractional values, expected whole numbers for the interpolation 'label'")
-    if interpolation == "linear" and _looks_like_labels(voxels):
+    if interpolation == "linear" and looks_like_labels(voxels):
         warnings.warn(
             f"{path}: looks like a label map, and linear interpolation makes values between labels; "
             "interpolation label or nearest keeps them whole",

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from .case_evaluation import CaseEvaluator, format_table, label_scores, summarise
 from .data.corruption import CorruptedPairs
 from .data.images import read_label, read_points
 from .data.learn2reg import by_task
 from .data.pairs import PairDataset, Sample, label_file, stack_pairs
 from .data.pooled import PooledPairs
 from .fields import compose
-from .files import save_json, writable_dir, write_csv
-from .metrics import (
-    METRICS,
-    assd_per_label,
-    dice_per_label,
-    fold_percent,
-    hd95_per_label,
-    round_trip_mm,
-    sdlogj,
-    tre_mm,
-)
+from .metrics import fold_percent, round_trip_mm, sdlogj, tre_mm
 from .transform_io import Grid, affine_ddf, to_native
 from .warp import warp, warp_points
 
@@ -50,21 +34,6 @@ def predict(network: nn.Module, inferer: Callable, sample: Sample, device: torch
 def _world(points: Tensor, grid: Grid) -> Tensor:
     matrix = torch.as_tensor(grid.affine)
     return points.double() @ matrix[:-1, :-1].T + matrix[:-1, -1]
-
-
-def _label_scores(warped: Tensor, fixed: Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
-    labels = [int(v) for v in torch.unique(torch.cat([warped.flatten(), fixed.flatten()])) if v > 0]
-    if not labels:
-        return {}
-    scores = {
-        "dice": dice_per_label(warped, fixed, labels),
-        "hd95_mm": hd95_per_label(warped, fixed, labels, spacing_mm),
-        "assd_mm": assd_per_label(warped, fixed, labels, spacing_mm),
-    }
-    return {
-        name: float(np.nanmean(v)) if np.isfinite(v := value.numpy()).any() else np.nan
-        for name, value in scores.items()
-    }
 
 
 def score_pair(
@@ -95,7 +64,7 @@ def score_pair(
         source = read_label(moving_label, moving, dims)[None].float()
         for suffix, mapping in (("", total), ("_before", affine_ddf(fixed, moving))):
             warped = warp(source, mapping, mode="nearest")[0, 0].to(torch.int16)
-            row.update({k + suffix: v for k, v in _label_scores(warped, reference, fixed.spacing_mm).items()})
+            row.update({k + suffix: v for k, v in label_scores(warped, reference, fixed.spacing_mm).items()})
     if pair.get("fixed_points") and pair.get("moving_points"):
         start, target = read_points(pair["fixed_points"], dims), read_points(pair["moving_points"], dims)
         for suffix, points in (("", warp_points(start[None], field)[0]), ("_before", start)):
@@ -104,17 +73,6 @@ def score_pair(
     if inv_ddf is not None:
         row["round_trip_mm"] = round_trip_mm(ddf, inv_ddf, grids["network"].spacing_mm)
     return row
-
-
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return mean, standard deviation and number of every numeric column; missing and NaN entries do not count."""
-    columns = [k for k in dict.fromkeys(k for row in rows for k in row) if isinstance(rows[0].get(k, 0.0), float)]
-    table = {}
-    for name in columns:
-        values = np.array([row[name] for row in rows if name in row and np.isfinite(row[name])])
-        if len(values):
-            table[name] = {"mean": float(values.mean()), "sd": float(values.std()), "n": len(values)}
-    return table
 
 
 def validation_title(training: PairDataset | PooledPairs, validation: PairDataset) -> str:
@@ -129,25 +87,8 @@ def validation_title(training: PairDataset | PooledPairs, validation: PairDatase
     return f"{'+'.join(by_task(validation.pairs))}, validation pairs ({seen})"
 
 
-def format_table(summary: Mapping[str, Mapping[str, float]], title: str) -> str:
-    """Return a plain-text table of means and standard deviations before and after registration."""
-    names = [m for m in METRICS if m in summary]
-    lines = [title, f"{'':>10}" + "".join(f"{METRICS[m][0]:>18}" for m in names)]
-    for heading, suffix in (("before", "_before"), ("after", "")):
-        cells = []
-        for name in names:
-            entry = summary.get(name + suffix)
-            cells.append(f"{entry['mean']:.3f} +- {entry['sd']:.3f}" if entry else "-")
-        lines.append(f"{heading:>10}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
-
-
-class RegistrationEvaluator(SupervisedEvaluator):
-    """Register every pair of a dataset and score it on its own grid.
-
-    Writes ``<name>_cases.csv``, ``<name>_summary.json`` and ``<name>_example.png`` (first pair) and prints the table.
-    The summary also holds the median seconds that network and inferer take for a pair.
-    With pairs of several tasks, table and summary show the mean over all pairs and each task.
+class RegistrationEvaluator(CaseEvaluator):
+    """Register every pair of a dataset and score it on its own grid, see :class:`CaseEvaluator`.
 
     Args:
         device: where the network runs.
@@ -160,6 +101,9 @@ class RegistrationEvaluator(SupervisedEvaluator):
         picture: also draw the first pair.
         val_handlers: MONAI and ignite handlers.
     """
+
+    case = "pair"
+    lines_of = (("before", "_before"), ("after", ""))
 
     def __init__(
         self,
@@ -174,63 +118,25 @@ class RegistrationEvaluator(SupervisedEvaluator):
         val_handlers: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        loader = DataLoader(dataset, batch_size=1, shuffle=False, collate_fn=list)
         super().__init__(
-            device=device,
-            val_data_loader=loader,
-            network=network,
-            inferer=inferer,
-            val_handlers=val_handlers,
-            decollate=False,
-            **kwargs,
+            device, dataset, network, inferer, output_dir, name, title, picture, val_handlers=val_handlers, **kwargs
         )
-        self.output_dir, self.name, self.title, self.picture = Path(output_dir), name, title, picture
-        self.rows: list[dict[str, Any]] = []
-        self.seconds: list[float] = []
-        self.writes = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-        self.add_event_handler(Events.STARTED, self._begin)
-        self.add_event_handler(Events.COMPLETED, self._finish)
 
-    def _iteration(self, engine: Engine, batchdata: list[Sample]) -> dict[str, Any]:
-        sample = batchdata[0]
-        start = time.perf_counter()
-        fields = predict(self.network, self.inferer, sample, self.state.device)
-        self.seconds.append(time.perf_counter() - start)
-        pair = sample["pair"]
+    def answer(self, sample: Sample) -> dict[str, Tensor]:
+        """Return the fields of a pair."""
+        return predict(self.network, self.inferer, sample, self.state.device)
+
+    def score(self, sample: Sample, answer: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the row of a pair, and the fields that count."""
+        pair, fields = sample["pair"], answer
         names = {side: Path(pair[f"{side}_image"]).name for side in ("fixed", "moving")}
         if "motion" in sample:  # the network saw an image that had been moved: undo that too
             fields = {"ddf": compose(sample["motion"], fields["ddf"])}
         scores = score_pair(sample, fields["ddf"], inv_ddf=fields.get("inv_ddf"))
-        row: dict[str, Any] = {"task": sample["task"], **names, **scores}
-        if self.writes and self.picture and not self.rows:
-            from .plots import pair_figure
+        return {"task": sample["task"], **names, **scores}, fields
 
-            pair_figure(sample, fields["ddf"], self.output_dir / f"{self.name}_example.png", title=self.title)
-        self.rows.append(row)
-        self._bar.update()
-        engine.state.output = row
-        return row
+    def draw(self, sample: Sample, answer: dict[str, Tensor], path: Path) -> None:
+        """Draw a pair."""
+        from .plots import pair_figure
 
-    def _begin(self, engine: Engine) -> None:
-        self.rows, self.seconds = [], []
-        if self.writes:
-            writable_dir(self.output_dir)
-        total = engine.state.epoch_length
-        self._bar = tqdm(total=total, desc=f"scoring {self.name}", unit="pair", leave=False, disable=not self.writes)
-
-    def _finish(self, engine: Engine) -> None:
-        self._bar.close()
-        summary = summarise(self.rows)
-        engine.state.metrics.update({k: v["mean"] for k, v in summary.items()})
-        if self.writes:
-            write_csv(self.output_dir / f"{self.name}_cases.csv", self.rows)
-            content: dict[str, Any] = {"pairs": len(self.rows), "metrics": summary}
-            content["seconds_per_pair"] = round(statistics.median(self.seconds), 4) if self.seconds else None
-            print(format_table(summary, f"\n{self.title}: {len(self.rows)} pairs, mean +- sd"), flush=True)
-            tasks = by_task(self.rows)
-            if len(tasks) > 1:
-                content["tasks"] = {task: summarise(rows) for task, rows in tasks.items()}
-                for task, rows in tasks.items():
-                    print(format_table(content["tasks"][task], f"{task}: {len(rows)} pairs"), flush=True)
-            save_json(self.output_dir / f"{self.name}_summary.json", content)
-            print(f"written to {self.output_dir}", flush=True)
+        pair_figure(sample, answer["ddf"], path, title=self.title)

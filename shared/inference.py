@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .data.embedded import load_pairs
 from .data.images import read_image, read_label
@@ -17,10 +17,37 @@ from .errors import InputError
 from .evaluation import predict, score_pair
 from .files import save_json, writable_dir
 from .plots import pair_figure
+from .register import NetworkField, register, summary
 from .transform_io import to_native, write_itk_displacement, write_nifti
 from .warp import warp
 
 __all__ = ["register_files"]
+
+
+def _field(network: nn.Module, inferer: Callable, images: Tensor) -> Tensor:
+    network.eval()
+    return inferer(images, network)["ddf"]
+
+
+def _go_on(
+    field: NetworkField, pair: Mapping[str, Any], out: str | Path, optimise: int, init: str, device: torch.device
+) -> dict[str, Any]:
+    """Register with alignment, network and optimisation; returns the scores."""
+    result = register(
+        pair["fixed_image"],
+        pair["moving_image"],
+        out,
+        fixed_label=pair.get("fixed_label"),
+        moving_label=pair.get("moving_label"),
+        init=init,
+        optimise=optimise,
+        network=field,
+        device=device,
+        say=print,
+        progress=True,
+    )
+    print(f"{summary(result['scores'])}\nverdict: {result['verdict']}; written to {out}", flush=True)
+    return result["scores"]
 
 
 def register_files(
@@ -36,6 +63,8 @@ def register_files(
     spacing_mm: Sequence[float] | None = None,
     ct_window: Sequence[float] | None = None,
     sample_from: tuple[str | Path, str | Sequence[str]] | None = None,
+    optimise: int = 0,
+    init: str = "none",
 ) -> dict[str, Any]:
     """Register a moving to a fixed image file; results lie on the fixed image's grid, with its affine.
 
@@ -55,6 +84,9 @@ def register_files(
         spacing_mm: voxel size of the network's grid; None stretches it over the fixed image.
         ct_window: HU window for CT.
         sample_from: (dataset_dir, task) of the pair that is taken when no image is given: the first for validation.
+        optimise: iterations a level that go on from the network's field; 0 leaves the field as it is.
+        init: alignment before the network; see :func:`shared.register.register`, which does the work, and writes its
+            files, where one of these two options is used.
 
     Returns:
         the scores: folds, SDlogJ, and Dice, HD95, ASSD with both labels.
@@ -72,6 +104,9 @@ def register_files(
         files = {"fixed_label": fixed_label, "moving_label": moving_label}
         pair = {"fixed_image": str(fixed_image), "moving_image": str(moving_image), "task": "images"}
         pair.update({k: str(v) for k, v in files.items() if v})
+    if optimise or init != "none":
+        field = NetworkField(lambda images: _field(network, inferer, images), spatial_size, spacing_mm, ct_window)
+        return _go_on(field, pair, output_dir, optimise, init, device)
     sample = PairDataset([pair], spatial_size, spacing_mm, ct_window)[0]
     folder = writable_dir(output_dir)
     fields = predict(network, inferer, sample, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,16 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         It steps the optimizer and adds to ``passes`` the samples that went forward and back.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what an iteration is; expected a method learn")
+
+    def prepare(self, sample: Any) -> Any:
+        """Return a sample of the dataset as an iteration takes it, on the device: a hook; here, as it is."""
+        return sample
+
+    def draw_samples(self, count: int) -> Iterator[Any]:
+        """Yield up to ``count`` different training samples, prepared; in :meth:`end` the same ones on every rank."""
+        dataset = self.data_loader.dataset
+        for index in torch.randperm(len(dataset), generator=self.generator)[:count].tolist():
+            yield self.prepare(dataset[index])
 
     def precision(self) -> torch.autocast:
         """Return the context in which the network is called: bfloat16 where ``autocast`` asks for it."""

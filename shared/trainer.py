@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,9 +66,3 @@ class RegistrationTrainer(RunTrainer):
         parts = self.backward([self.prepare(sample) for sample in samples])
         self.optimizer.step()
         return parts
-
-    def draw_pairs(self, count: int) -> Iterator[Sample]:
-        """Yield up to ``count`` different training pairs, prepared; in :meth:`end` the same ones on every rank."""
-        dataset = self.data_loader.dataset
-        for index in torch.randperm(len(dataset), generator=self.generator)[:count].tolist():
-            yield self.prepare(dataset[index])

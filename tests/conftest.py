@@ -30,12 +30,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=["torch", "cpp"])
+@pytest.fixture(scope="module", params=["torch", "compiled"])
 def warp_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a module's tests with every backend of warps on the CPU."""
     from shared.kernels import warp_backend as choice
 
-    if request.param == "cpp" and choice().name != "cpp":
+    if request.param == "compiled" and choice().name != "cpp":
         pytest.skip(f"no compiled kernels: {choice().reason}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WARP_BACKEND", request.param)

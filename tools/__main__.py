@@ -1,4 +1,4 @@
-"""``python -m tools COMMAND``: apply, chain, compare, report; ``--help`` after a command tells its options."""
+"""``python -m tools COMMAND``: apply, chain, compare, register, report; ``--help`` after a command tells more."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from shared.errors import InputError
 
-from .apply import apply_transforms, described, listed_transforms, literal_flags
+from .apply import apply_transforms, described, file_flags, listed_transforms
 from .chain import Chain
 from .compare import compare as run_comparison
 from .compare import write_tables
+from .flags import check_flags
 from .plan import ROOT, load_plan
+from .register import register, register_flags
 from .report import write_report
 
 OUTPUT = ROOT / "output"
@@ -67,7 +69,8 @@ def chain(
         seed: of weights, order and memory; by default the plan's first.
         threads: CPU threads; by default all.
         changes: keys of the plan (--strategy er, --tasks "[a,b]", --unseen "[c]", --split val, --configs smoke,
-            --dataset_dir DIR) or options of the bundle's train.json (--iterations 100, --strategy#rho 0.5).
+            --dataset_dir DIR, --phases "{replay: {count: 50}}") or options of the bundle's train.json
+            (--iterations 100, --strategy#rho 0.5).
     """
     checked = load_plan(plan, **changes)
     number = checked.seeds[0] if seed is None else seed
@@ -158,7 +161,7 @@ def apply(
     print(described(apply_transforms(chain, reference, out, input, interpolation, inverse, onto, frame, format)))
 
 
-COMMANDS = {"apply": apply, "chain": chain, "compare": compare, "report": report}
+COMMANDS = {"apply": apply, "chain": chain, "compare": compare, "register": register, "report": report}
 
 
 def main() -> None:
@@ -169,7 +172,10 @@ def main() -> None:
         arguments = [*arguments[:1], "--", "--help"] if arguments[0] in COMMANDS else ["--help"]
     try:
         if arguments[:1] == ["apply"]:
-            arguments = literal_flags(arguments)
+            arguments = file_flags(arguments)
+        elif arguments[:1] == ["register"] and "--help" not in arguments:
+            check_flags(arguments[1:], register)
+            arguments = register_flags(arguments)
         fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import csv
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from shared.apply import apply_files
-from shared.errors import InputError
 
-__all__ = ["apply_transforms", "described", "listed_transforms", "literal_flags"]
+from .flags import literal_flags, plain_warnings
 
+__all__ = ["apply_transforms", "described", "file_flags", "listed_transforms"]
 
 _PATHS = ("transform", "reference", "out", "input", "onto")
 
 
-def literal_flags(arguments: list[str]) -> list[str]:
-    """Rewrite the flags that name files as Python literals, a repeated ``--transform`` as one list of them.
-
-    Left to itself, fire keeps the last of several equal flags, and takes file names for numbers or comments.
-
-    Args:
-        arguments: of the command line; ``--flag value``, ``--flag=value``, ``-t value`` and ``-r value`` count.
-    """
-    kept: list[str] = []
-    values: dict[str, list[str]] = {}
-    waiting = ""
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        flag = {"-t": "transform", "-r": "reference"}.get(name, name.removeprefix("--"))
-        if waiting and not argument.startswith("--"):
-            values.setdefault(waiting, []).append(argument)
-            waiting = ""
-        elif waiting:
-            break
-        elif argument.startswith("-") and flag in _PATHS:
-            if equals:
-                values.setdefault(flag, []).append(value)
-            waiting = "" if equals else flag
-        else:
-            kept.append(argument)
-    if waiting:
-        raise InputError(f"found --{waiting} without a value, expected a file after it")
-    again = [flag for flag, found in values.items() if flag != "transform" and len(found) > 1]
-    if again:
-        raise InputError(f"found --{again[0]} {len(values[again[0]])} times, expected it once")
-    return [*kept, *(f"--{f}={found if f == 'transform' else repr(found[0])}" for f, found in values.items())]
+def file_flags(arguments: list[str]) -> list[str]:
+    """Return the arguments of ``apply`` with files as literals; see :func:`tools.flags.literal_flags`."""
+    return literal_flags(arguments, _PATHS, {"-t": "transform", "-r": "reference"}, "transform")
 
 
 def listed_transforms(values: str | Sequence[str]) -> list[tuple[str, bool]]:
@@ -73,13 +43,7 @@ def listed_transforms(values: str | Sequence[str]) -> list[tuple[str, bool]]:
 
 def apply_transforms(*arguments: Any) -> dict[str, Any]:
     """Call :func:`shared.apply.apply_files`, with warnings as plain lines on stderr."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        sys.stderr.write(f"warning: {message}\n")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = show
+    with plain_warnings():
         return apply_files(*arguments)
 
 

@@ -7,6 +7,7 @@ CHAIN/
     training.json .log   arguments and output of ``python -m monai.bundle run``
     run/                 the bundle's run_dir: model.pt, memory, metrics.csv ...
     evaluation/<task>/   scores and pictures on every task
+    generator/ replay/   of strategies that replay generated images: see ``phases.py``
     stage.json           written last: the stage is finished
   cases.csv R.csv summary.json report.html
 ```
@@ -20,7 +21,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,14 @@ from shared.errors import InputError
 from shared.files import read_json, save_json, sole_owner, writable_dir
 from shared.settings import differences
 
-from .plan import ROOT, Plan, Task, check_data
+from .phases import Phase, Phases
+from .plan import ROOT, Plan, check_data
 from .process import run_bundle
-from .results import collect, read_rows
+from .results import collect
+from .stages import Stage, stages_of
 
 __all__ = ["Chain"]
 
-# Share of a stage's time that training takes, for the progress line.
-TRAINING_SHARE = 0.85
 SETTINGS = (
     "bundle",
     "strategy",
@@ -47,25 +47,9 @@ SETTINGS = (
     "configs",
     "split",
     "corruptions",
+    "phases",
     "config_files",
 )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training of a chain.
-
-    Attributes:
-        name: of its folder.
-        tasks: what it learns: one task, or all for joint training.
-        options: of its training.
-        init_from: run_dir of the stage before; None starts afresh.
-    """
-
-    name: str
-    tasks: tuple[Task, ...]
-    options: dict[str, Any]
-    init_from: Path | None
 
 
 def _commit() -> str:
@@ -108,28 +92,9 @@ class Chain:
         self.kind = plan.strategy_config().get("stages", "continued")
         # Models of one task each have no last one that speaks for all tasks.
         self.corruptions = () if self.kind == "separate" else plan.corruptions
-        self.stages = self._pooled() if self.kind == "pooled" else self._one_by_one()
-
-    def _one_by_one(self) -> list[Stage]:
-        stages: list[Stage] = []
-        for number, task in enumerate(self.plan.tasks, 1):
-            before = self.folder / stages[-1].name / "run" if stages and self.kind == "continued" else None
-            options = {**self.plan.options, **task.options}
-            stages.append(Stage(f"{number:02d}_{task.task}", (task,), options, before))
-        return stages
-
-    def _pooled(self) -> list[Stage]:
-        """Return the one stage that trains all tasks at once, as long as the others train one after another."""
-        tasks = self.plan.tasks
-        own = [{k: v for k, v in task.options.items() if k != "iterations"} for task in tasks]
-        if any(options != own[0] for options in own):
-            raise InputError(
-                f"the plan {self.plan.name}: found tasks with options of their own ({own}); joint training takes one "
-                "set of options for all, but for iterations"
-            )
-        iterations = sum(int(task.options.get("iterations", self.plan.scalar("iterations"))) for task in tasks)
-        options = {**self.plan.options, **own[0], "iterations": iterations}
-        return [Stage("01_joint", tasks, options, None)]
+        self.stages = stages_of(plan, self.folder, self.kind)
+        pooled = self.kind == "pooled"
+        self.phases = Phases(plan, self.folder, self.stages, self.seed, pooled, self.corruptions)
 
     def run(self) -> dict[str, Any]:
         """Train and score every stage that is not finished; return the summary.
@@ -156,12 +121,16 @@ class Chain:
     def record(self) -> dict[str, Any]:
         """Return what ``chain.json`` says."""
         plan = self.plan.to_json()
-        contents = "".join(Path(f).read_text() for f in self.plan.config_files("evaluate_tasks"))
+        files = self.plan.config_files("evaluate_tasks") + [
+            f for name in self.phases.more for f in self.plan.phase_files(name)
+        ]
+        contents = "".join(Path(f).read_text() for f in files)
         return {
             "name": plan.pop("name"),
             **{k: v for k, v in plan.items() if k not in ("seeds", "variants")},
             "seed": self.seed,
             "kind": self.kind,
+            "subject": "segmentation" if self.plan.segments else "registration",
             "config_files": hashlib.sha256(contents.encode()).hexdigest()[:16],
             "stages": [stage.name for stage in self.stages],
             "versions": _versions(),
@@ -176,6 +145,7 @@ class Chain:
             save_json(path, record)
             return
         found = read_json(path)
+        found.setdefault("phases", {})
         changed = differences({k: found.get(k) for k in SETTINGS}, {k: record[k] for k in SETTINGS})
         if changed:
             raise InputError(
@@ -185,74 +155,41 @@ class Chain:
 
     def _run_stage(self, number: int, stage: Stage) -> None:
         folder = writable_dir(self.folder / stage.name)
-        training = self._train(number, stage, folder)
-        scoring = self._evaluate(number, stage, folder)
-        done = read_json(folder / "run" / "done.json")
-        record = {
-            "tasks": [task.task for task in stage.tasks],
-            "passes": done["passes"],
-            "seconds": done["seconds"],
-            "memory_bytes": done["memory_bytes"],
-            "peak_gpu_bytes": done["peak_gpu_bytes"],
-            "peak_memory_bytes": max(training, scoring),
-            "sharpness": self._sharpness(folder),
-        }
-        save_json(folder / "stage.json", record)
+        phases = self.phases(number)
+        total, begun = sum(phase.weight for phase in phases), 0.0
+        peak = 0.0
+        for phase in phases:
+            if not phase.is_done:
+                before, weight = number + begun / total, phase.weight / total
+                peak = max(peak, self._run_phase(phase, stage, folder, before, weight))
+            begun += phase.weight
+        save_json(folder / "stage.json", self._record(number, stage, folder, peak))
         self.collect()
 
-    def _train(self, number: int, stage: Stage, folder: Path) -> float:
-        """Train unless that is done; return the most memory that it took, 0 when it was done before."""
-        run_dir = folder / "run"
-        if (run_dir / "done.json").is_file() and (run_dir / "validation_summary.json").is_file():
-            return 0
-        options = {
-            **stage.options,
-            "task": stage.tasks[0].task,
-            "dataset_dir": stage.tasks[0].dataset_dir,
-            "run_dir": str(run_dir),
-            "seed": self.seed,
-        }
-        if len(self.stages) == 1 and self.kind == "pooled":
-            options["tasks"] = [[task.dataset_dir, task.task] for task in stage.tasks]
-        if stage.init_from is not None:
-            options["init_from"] = str(stage.init_from)
-        iterations = int(stage.options.get("iterations", self.plan.scalar("iterations")))
+    def _run_phase(self, phase: Phase, stage: Stage, folder: Path, before: float, weight: float) -> float:
+        """Run a phase; return the most memory that it took."""
 
         def watch() -> None:
-            log = run_dir / "metrics.csv"
-            done = int(read_rows(log)[-1]["iteration"]) if log.is_file() else 0
-            self._tell(number + TRAINING_SHARE * done / iterations, stage, f"iteration {done}/{iterations}")
+            share, text = phase.progress()
+            self._tell(before + weight * share, stage, text)
 
-        used = run_bundle("training", self.plan.config_files(), options, folder / "training.log", self.threads, watch)
+        log = folder / f"{phase.name}.log"
+        used = run_bundle(phase.run_id, phase.files, phase.options, log, self.threads, watch)
         return used["peak_memory_bytes"]
 
-    def _evaluate(self, number: int, stage: Stage, folder: Path) -> float:
-        """Score all tasks unless that is done; return the most memory that it took."""
-        results = folder / "evaluation"
-        corruptions = self.corruptions if number == len(self.stages) - 1 else ()
-        places = [results, *(results / "corrupted" / name for name in corruptions)]
-        wanted = [place / task.task / "evaluation_summary.json" for task in self.plan.scored for place in places]
-
-        def scored() -> int:
-            return sum(path.is_file() for path in wanted)
-
-        def watch() -> None:
-            share = TRAINING_SHARE + (1 - TRAINING_SHARE) * scored() / len(wanted)
-            self._tell(number + share, stage, f"scored {scored()}/{len(wanted)}")
-
-        if scored() == len(wanted):
-            return 0
-        options = {
-            **stage.options,
-            "tasks": [[task.dataset_dir, task.task] for task in self.plan.scored],
-            "model": str(folder / "run" / "model.pt"),
-            "output_dir": str(results),
-            "split": self.plan.split,
-            "corruptions": list(corruptions),
+    def _record(self, number: int, stage: Stage, folder: Path, peak: float) -> dict[str, Any]:
+        """Return what ``stage.json`` says; times and memory are those of training, model and generator together."""
+        runs = [read_json(folder / name / "done.json") for name in ("run", *self.phases.generators)]
+        kept = sum(path.stat().st_size for path in self.phases.kept(number))
+        return {
+            "tasks": [task.task for task in stage.tasks],
+            "passes": runs[0]["passes"],
+            "seconds": sum(run["seconds"] for run in runs),
+            "memory_bytes": runs[0]["memory_bytes"] + kept,
+            "peak_gpu_bytes": max((run["peak_gpu_bytes"] for run in runs if run["peak_gpu_bytes"]), default=None),
+            "peak_memory_bytes": peak,
+            "sharpness": self._sharpness(folder),
         }
-        files = self.plan.config_files("evaluate_tasks")
-        used = run_bundle("evaluating", files, options, folder / "evaluation.log", self.threads, watch)
-        return used["peak_memory_bytes"]
 
     def _sharpness(self, folder: Path) -> dict[str, float]:
         found = {}

@@ -146,7 +146,10 @@ def _scores(run: Run) -> dict[str, float]:
     corrupted = [scores["dice"] for scores in summary["corrupted"].values()]
     sharpness = [v for v in summary["sharpness"].values() if v is not None]
     row = {
-        **{m: summary["metrics"][m].get("final_average") for m in ("dice", "tre_mm", "hd95_mm", "folds_percent")},
+        **{
+            m: summary["metrics"].get(m, {}).get("final_average")
+            for m in ("dice", "tre_mm", "hd95_mm", "folds_percent")
+        },
         **{name: dice.get(name) for name in names},
         "unseen": dice.get("unseen_average"),
         "corrupted": float(np.mean(corrupted)) if corrupted else None,

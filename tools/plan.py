@@ -10,6 +10,7 @@
     "options": {"batch_size": 2},
     "configs": ["paper"],
     "split": "test",
+    "phases": {"diffusion": {"iterations": 800}},
     "corruptions": ["noise", "blur"],
     "variants": {"samcl-rho1": {"strategy": "samcl", "options": {"rho": 1.0}}}
 }
@@ -17,7 +18,8 @@
 
 ``tasks`` are learnt in this order; ``unseen`` ones are only scored. After the last task all are scored on spoilt images
 too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``,
-a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``variants`` are
+a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``phases`` are options of what
+else a stage does, see ``phases.py``: ids of ``train_diffusion.json`` and ``generate.json``. ``variants`` are
 names that a comparison takes beside those of strategies. Only ``bundle`` and ``tasks`` must
 be given.
 """
@@ -25,105 +27,43 @@ be given.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shared.data.corruption import CORRUPTIONS
+from shared.data.decathlon import known_sites
 from shared.data.learn2reg import known_tasks
+from shared.data.sites import SEGMENTATION_SITES
 from shared.data.synthetic import REGISTRATION_TASKS
-from shared.errors import InputError, did_you_mean
+from shared.errors import InputError
 from shared.files import read_json
 
-__all__ = ["BUNDLES", "Plan", "Task", "load_plan", "strategies"]
+from .planned import BUNDLES, PHASES, ROOT, Plan, Task, check_known, strategies
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = ROOT / "bundles"
+__all__ = ["BUNDLES", "PLANS", "ROOT", "Plan", "Task", "check_data", "load_plan", "strategies"]
+
 PLANS = Path(__file__).resolve().parent / "plans"
 SPLITS = ("train", "val", "test")
-KEYS = ("bundle", "strategy", "seeds", "tasks", "unseen", "options", "configs", "split", "corruptions", "variants")
+KEYS = (
+    "bundle",
+    "strategy",
+    "seeds",
+    "tasks",
+    "unseen",
+    "options",
+    "configs",
+    "split",
+    "corruptions",
+    "variants",
+    "phases",
+)
 TASK_KEYS = ("task", "dataset_dir", "options")
-VARIANT_KEYS = ("strategy", "options")
+VARIANT_KEYS = ("strategy", "options", "phases")
 # What the chain itself hands to every stage.
-RESERVED = ("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a plan.
-
-    Attributes:
-        task: name.
-        dataset_dir: folder that holds it.
-        options: of its training alone.
-    """
-
-    task: str
-    dataset_dir: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked plan; see the module for its fields."""
-
-    name: str
-    bundle: str
-    tasks: tuple[Task, ...]
-    strategy: str
-    unseen: tuple[Task, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    options: dict[str, Any] = field(default_factory=dict)
-    configs: tuple[str, ...] = ()
-    split: str = "test"
-    corruptions: tuple[str, ...] = ()
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def scored(self) -> tuple[Task, ...]:
-        """All tasks that every stage is scored on: the learnt ones, then the unseen ones."""
-        return self.tasks + self.unseen
-
-    def config_files(self, *overlays: str) -> list[str]:
-        """Return ``train.json``, the plan's overlays, the strategy's and ``overlays``, in this order."""
-        names = ["train", *self.configs, f"strategies/{self.strategy}", *overlays]
-        return [str(BUNDLES / self.bundle / "configs" / f"{name}.json") for name in names]
-
-    def strategy_config(self, name: str | None = None) -> dict[str, Any]:
-        """Return the overlay of a strategy, by default of the plan's own."""
-        return read_json(BUNDLES / self.bundle / "configs" / "strategies" / f"{name or self.strategy}.json")
-
-    def scalar(self, name: str) -> Any:
-        """Return the value that training gets for a plain id: from the options, else from the last config with it."""
-        if name in self.options:
-            return self.options[name]
-        contents = [read_json(path) for path in self.config_files()]
-        return next(content[name] for content in reversed(contents) if name in content)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan in plain containers."""
-        return asdict(self)
-
-    def variant(self, name: str) -> Plan:
-        """Return the plan with another strategy: one of the bundle's, or a variant with options of its own.
-
-        Raises:
-            InputError: neither.
-        """
-        _known(f"the plan {self.name}", "strategy", name, [*strategies(self.bundle), *self.variants])
-        content = self.variants.get(name, {"strategy": name})
-        options = {**self.options, **content.get("options", {})}
-        return replace(self, strategy=content.get("strategy", self.strategy), options=options)
-
-
-def strategies(bundle: str) -> list[str]:
-    """Return the names of a bundle's strategies."""
-    return sorted(path.stem for path in (BUNDLES / bundle / "configs" / "strategies").glob("*.json"))
-
-
-def _known(where: str, what: str, found: str, known: Sequence[str]) -> None:
-    if found not in known:
-        raise InputError(f"{where}: found {what} '{found}'{did_you_mean(found, known)}; known: {', '.join(known)}")
+RESERVED = (
+    *("task", "tasks", "dataset_dir", "init_from", "run_dir", "output_dir", "seed", "strategy", "model", "split"),
+    *("replay_sets", "generator", "generator_from", "private_dirs", "record"),
+)
 
 
 def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
@@ -131,7 +71,7 @@ def _check_keys(where: str, content: Any, known: Sequence[str]) -> None:
         raise InputError(f"{where}: found {type(content).__name__}, expected an object with {', '.join(known)}")
     for key in content:
         if not key.startswith("_"):
-            _known(where, "key", key, known)
+            check_known(where, "key", key, known)
 
 
 def _config_ids(bundle: str, configs: Sequence[str]) -> list[str]:
@@ -146,7 +86,7 @@ def _check_options(where: str, options: Any, ids: Sequence[str]) -> dict[str, An
         raise InputError(f"{where}: found options {options!r}, expected an object of training options")
     for key in options:
         # A part of the strategy may change (strategy#rho); what the chain itself sets may not.
-        _known(where, "option", key.split("#")[0], [i for i in ids if i not in RESERVED or "#" in key])
+        check_known(where, "option", key.split("#")[0], [i for i in ids if i not in RESERVED or "#" in key])
     return dict(options)
 
 
@@ -170,11 +110,13 @@ def check_data(plan: Plan) -> None:
     Raises:
         InputError: a folder or a task that is not there; the near miss is named.
     """
+    embedded = SEGMENTATION_SITES if plan.segments else REGISTRATION_TASKS
+    there = known_sites if plan.segments else known_tasks
     for task in plan.scored:
-        known = list(dict.fromkeys([*known_tasks(task.dataset_dir), *REGISTRATION_TASKS]))
-        if task.task not in REGISTRATION_TASKS and not Path(task.dataset_dir).is_dir():
+        known = list(dict.fromkeys([*there(task.dataset_dir), *embedded]))
+        if task.task not in embedded and not Path(task.dataset_dir).is_dir():
             raise InputError(f"{task.dataset_dir}: no such folder; expected the data of {task.task} (dataset_dir)")
-        _known(task.dataset_dir, "no task", task.task, known)
+        check_known(task.dataset_dir, "no task", task.task, known)
 
 
 def _read(source: str | Path) -> tuple[str, Any]:
@@ -182,7 +124,7 @@ def _read(source: str | Path) -> tuple[str, Any]:
     path = Path(source)
     if not path.is_file() and not path.suffix and len(path.parts) == 1:
         known = sorted(p.stem for p in PLANS.glob("*.json"))
-        _known(str(PLANS), "plan", path.name, known)
+        check_known(str(PLANS), "plan", path.name, known)
         path = PLANS / f"{path.name}.json"
     return path.stem, read_json(path)
 
@@ -209,13 +151,13 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
             f"{BUNDLES}: found no bundles; expected `python -m tools` to run from a clone of the collection"
         )
     bundle = str(content.get("bundle", "samcl"))
-    _known(where, "bundle", bundle, bundles)
+    check_known(where, "bundle", bundle, bundles)
     configs = [content["configs"]] if isinstance(content.get("configs"), str) else list(content.get("configs", []))
     overlays = sorted(p.stem for p in (BUNDLES / bundle / "configs").glob("*.json"))
     for overlay in configs:
-        _known(where, "config", overlay, overlays)
+        check_known(where, "config", overlay, overlays)
     strategy = str(content.get("strategy", bundle))
-    _known(where, "strategy", strategy, strategies(bundle))
+    check_known(where, "strategy", strategy, strategies(bundle))
     ids = _config_ids(bundle, configs)
     options = _check_options(where, {**dict(content.get("options", {})), **changes}, ids)
     dataset_dir = str(content.get("dataset_dir", BUNDLES / bundle / "data"))
@@ -225,11 +167,11 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
     if not tasks or len(set(names)) < len(names):
         raise InputError(f"{where}: found tasks {names}, expected at least one, each once")
     split = str(content.get("split", "test"))
-    _known(where, "split", split, SPLITS)
+    check_known(where, "split", split, SPLITS)
     corruptions = tuple(content.get("corruptions", ()))
     for corruption in corruptions:
-        _known(where, "corruption", corruption, list(CORRUPTIONS))
-    variants = _variants(where, content.get("variants", {}), bundle, ids)
+        check_known(where, "corruption", corruption, list(CORRUPTIONS))
+    variants = _variants(where, content.get("variants", {}), bundle, configs)
     plan = Plan(
         name,
         bundle,
@@ -242,19 +184,32 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         split,
         corruptions,
         variants,
+        _phases(where, content.get("phases", {}), bundle, configs),
     )
     check_data(plan)
     return plan
 
 
-def _variants(where: str, entries: Any, bundle: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _variants(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    ids = _config_ids(bundle, configs)
     if not isinstance(entries, Mapping):
         raise InputError(f"{where}: found variants {entries!r}, expected an object of names")
     for name, content in entries.items():
         _check_keys(f"{where}, variant {name}", content, VARIANT_KEYS)
-        _known(f"{where}, variant {name}", "strategy", content.get("strategy", bundle), strategies(bundle))
+        check_known(f"{where}, variant {name}", "strategy", content.get("strategy", bundle), strategies(bundle))
         _check_options(f"{where}, variant {name}", content.get("options", {}), ids)
+        _phases(f"{where}, variant {name}", content.get("phases", {}), bundle, configs)
     return {name: dict(content) for name, content in entries.items()}
+
+
+def _phases(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    _check_keys(f"{where}, phases", entries, list(PHASES))
+    found = {}
+    for phase, options in entries.items():
+        name, is_overlay = PHASES[phase]
+        ids = _config_ids(bundle, [*(configs if is_overlay else ()), name])
+        found[phase] = _check_options(f"{where}, phase {phase}", options, ids)
+    return found
 
 
 def _seeds(where: str, content: Mapping[str, Any]) -> tuple[int, ...]:

@@ -11,11 +11,12 @@ from shared.files import atomic_write
 
 from .report_chains import Chain, find_chains, read_chain
 from .report_compare import best_first, comparison, comparison_lead
+from .report_generated import generated
 from .report_groups import Group, group_chains
 from .report_results import lead_metric, results, single_lead
 from .report_scores import cases, matrices
 from .report_sections import pictures, settings, training
-from .report_words import SYNTHETIC, Metric, table_value
+from .report_words import Metric, is_synthetic, table_value
 
 __all__ = ["read_chain", "write_report"]
 
@@ -45,6 +46,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
         ("results", "Results", results(chains[0], metric) if single else comparison(groups, metric)),
         ("matrices", "What was learnt, what was kept", matrices(begun)),
         ("cases", "Single cases", cases(begun)),
+        ("generated", "Generated images", generated(begun)),
         ("training", "Training", training(groups)),
         ("pictures", "Pictures", pictures(groups)),
         ("settings", "Settings", settings(groups)),
@@ -76,9 +78,11 @@ def _eyebrow(chains: Sequence[Chain]) -> str:
     first = chains[0].settings
     bundles = ", ".join(dict.fromkeys(chain.settings["bundle"] for chain in chains))
     what = f"strategy {first['strategy']}, seed {first['seed']}" if len(chains) == 1 else f"{len(chains)} chains"
-    parts = ["Continual registration report", f"bundle {bundles}", what]
+    subject = "registration" if all(chain.registers for chain in chains) else "segmentation"
+    parts = [f"Continual {subject} report", f"bundle {bundles}", what]
     if first.get("split"):
-        parts.append(f"scored on the {table_value(first['split'])} pairs")
+        cases = "pairs" if chains[0].registers else "images"
+        parts.append(f"scored on the {table_value(first['split'])} {cases}")
     return " \N{MIDDLE DOT} ".join(parts)
 
 
@@ -89,7 +93,7 @@ def _lead(chains: Sequence[Chain], groups: Sequence[Group], metric: Metric) -> s
     if text := single_lead(chains[0], metric) if single else comparison_lead(groups, metric):
         parts.append(f'<p class="lead">{escape(text)}</p>')
     tasks = list(dict.fromkeys(task for chain in chains for task in chain.columns))
-    if computed := [task for task in tasks if task.startswith(SYNTHETIC)]:
+    if computed := [task for task in tasks if is_synthetic(task)]:
         share = "All data is" if len(computed) == len(tasks) else f"Of the tasks, {', '.join(computed)} are"
         parts.append(
             f'<p class="note">{escape(share)} <b>synthetic</b>: computed images of no real person. The numbers '

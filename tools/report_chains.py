@@ -15,7 +15,7 @@ import numpy as np
 from shared.errors import InputError
 from shared.files import read_json
 
-from .report_words import METRICS, SYNTHETIC, task_text
+from .report_words import METRICS, is_synthetic, task_text
 
 __all__ = ["BEFORE", "Chain", "find_chains", "mean", "number", "read_chain"]
 
@@ -73,6 +73,11 @@ class Chain:
         return self.settings.get("kind") or ("continued" if len(self.stages) == len(self.tasks) else "pooled")
 
     @property
+    def registers(self) -> bool:
+        """Whether pairs of images are registered; else single images are segmented."""
+        return self.settings.get("subject", "registration") == "registration"
+
+    @property
     def is_finished(self) -> bool:
         """Whether every stage is."""
         return len(self.records) == len(self.stages)
@@ -84,7 +89,7 @@ class Chain:
 
     def label(self, task: str) -> str:
         """Return the name of a task for people; where all are synthetic, the page says so once."""
-        return task_text(task, mark_synthetic=not all(t.startswith(SYNTHETIC) for t in self.columns))
+        return task_text(task, mark_synthetic=not all(is_synthetic(t) for t in self.columns))
 
     def learns(self, stage: str) -> list[str]:
         """Return the tasks that a stage trains."""

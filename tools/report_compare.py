@@ -130,11 +130,12 @@ def comparison(groups: Sequence[Group], metric: Metric) -> str:
 def _figures(groups: Sequence[Group], metric: Metric) -> str:
     """Return what was learnt against what was kept, and the outcome against its price."""
     unit = f" ({metric.unit})" if metric.unit else ""
+    gain = "gain in " if all(chain.registers for group in groups for chain in group.chains) else ""
     drawings = [
         (
             "Learnt and kept",
             "right: learns more; up: keeps more",
-            (lambda c: learnt(c, metric), f"gain in {metric.name}{unit} right after learning a task"),
+            (lambda c: learnt(c, metric), f"{gain}{metric.name}{unit} right after learning a task"),
             (lambda c: kept(c, metric), f"change on earlier tasks{unit}"),
         ),
         (

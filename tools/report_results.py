@@ -24,6 +24,10 @@ from .report_words import (
 __all__ = ["final", "kept", "lead_metric", "learnt", "results", "single_lead", "terms"]
 
 
+# Tiles that say nothing of a segmentation.
+OF_REGISTRATION = ("Help for new tasks", "Landmark error (TRE)", "Folds")
+
+
 def lead_metric(chains: Sequence[Chain]) -> Metric:
     """Return the metric that the first screen speaks of: Dice, or what there is in its place."""
     there = (m for m in METRICS.values() if any(math.isfinite(final(c, m)) for c in chains))
@@ -37,11 +41,16 @@ def final(chain: Chain, metric: Metric) -> float:
 
 
 def learnt(chain: Chain, metric: Metric) -> float:
-    """Return the mean gain over the unregistered images of each task, right after it was learnt."""
+    """Return the mean gain over the unregistered images of each task, right after it was learnt.
+
+    Of segmentations there is nothing before: then the mean score itself.
+    """
+    pairs = [(stage, task) for stage in chain.done for task in chain.learns(stage)]
+    if not chain.registers:
+        return mean(chain.score(metric.key, stage, task) for stage, task in pairs)
     return mean(
         metric.gain(chain.score(metric.key, stage, task), chain.score(metric.key, BEFORE, task))
-        for stage in chain.done
-        for task in chain.learns(stage)
+        for stage, task in pairs
     )
 
 
@@ -70,6 +79,9 @@ def single_lead(chain: Chain, metric: Metric) -> str:
             f" Averaged over the {which}, {metric.heading} {verb} from {metric.text(before)} before registration to "
             f"{metric.text(after)}."
         )
+    elif math.isfinite(after):
+        which = "tasks" if chain.is_finished else "tasks learnt so far"
+        text += f" Averaged over the {which}, {metric.heading} is {metric.text(after)}."
     if math.isfinite(change := kept(chain, metric)):
         verb = "gained" if change > 0 else "lost"
         text += f" Since they were learnt, earlier tasks {verb} {metric.text(abs(change))} on average."
@@ -93,10 +105,11 @@ def results(chain: Chain, metric: Metric) -> str:
 
     tre, folds = METRICS["tre_mm"], METRICS["folds_percent"]
     name, end = metric.name, "at the end" if chain.is_finished else "so far"
+    gain = f"gain in {name}" if chain.registers else name
     passes = f"{count_text(cost('passes'))} passes of the network" if math.isfinite(cost("passes")) else ""
     strip = [
         (f"{name} {end}", _with_unit(metric, final(chain, metric)), before(metric)),
-        ("Learnt", metric.text(learnt(chain, metric), sign=True), f"gain in {name} right after learning a task"),
+        ("Learnt", metric.text(learnt(chain, metric), sign=chain.registers), f"{gain} right after learning a task"),
         ("Kept", change("backward_transfer"), "change on earlier tasks since then (backward transfer)"),
         ("Forgotten", change("forgetting"), "earlier tasks, below their best (forgetting)"),
         ("Help for new tasks", change("forward_transfer"), "gain on a task before it is learnt (forward transfer)"),
@@ -106,6 +119,7 @@ def results(chain: Chain, metric: Metric) -> str:
         ("Replay memory", bytes_text(cost("memory_bytes")), "kept of earlier tasks"),
         ("Peak memory", bytes_text(cost("peak_memory_bytes")), "of the program"),
     ]
+    strip = [tile for tile in strip if chain.registers or tile[0] not in OF_REGISTRATION]
     return tiles(strip) + _measures(chain) + _spoilt(chain)
 
 
@@ -124,13 +138,13 @@ def _measures(chain: Chain) -> str:
     rows = [
         [
             escape(metric.heading),
-            metric.text(chain.average(metric.key, before=True)),
+            *([metric.text(chain.average(metric.key, before=True))] if chain.registers else []),
             metric.text(final(chain, metric)),
             *(metric.text(chain.measure(metric.key, n), sign=n not in UNSIGNED) for n in names),
         ]
         for metric in metrics
     ]
-    head = ["", BEFORE, *(MEASURES[n][0] for n in ("final_average", *names))]
+    head = ["", *([BEFORE] if chain.registers else []), *(MEASURES[n][0] for n in ("final_average", *names))]
     return f'<div class="card">{plain_table(head, rows)}{terms(("final_average", *names))}</div>'
 
 

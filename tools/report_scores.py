@@ -32,7 +32,7 @@ def matrices(groups: Sequence[Group]) -> str:
     text = (
         '<p class="soft">Each row is a moment of the chain, each column a task. Read a column downwards: the outlined '
         "cell is the score right after the task was learnt, the cells below it show what later tasks left of it. "
-        "Blue is better than the images before registration, orange is worse.</p>"
+        f"{_colours(groups)}</p>"
     )
     maps = []
     for metric in metrics_of(groups):
@@ -45,6 +45,12 @@ def matrices(groups: Sequence[Group]) -> str:
     if len(groups) == 1:
         return f'{text}{keys}<div class="grid">{"".join(content for _, content in maps)}</div>'
     return text + keys + tabs("matrix", maps)
+
+
+def _colours(groups: Sequence[Group]) -> str:
+    if any(chain.registers for group in groups for chain in group.chains):
+        return "Blue is better than the images before registration, orange is worse."
+    return "The bluer the better; of distances, the more orange the worse."
 
 
 def _rows_of_cases(groups: Sequence[Group], metric: Metric, task: str) -> list[Violin]:
@@ -99,8 +105,9 @@ def cases(groups: Sequence[Group]) -> str:
         tabbed.append((metric.heading, f'{_remark(metric)}<div class="grid">{"".join(panels)}</div>'))
     if not tabbed:
         return ""
+    case = "pair of images" if chains[0].registers else "image"
     pooled = " Cases of all seeds are put together." if seeds > 1 else ""
     return (
-        '<p class="soft">Each dot is one pair of images of the test; the body shows how many lie where, the bar the '
+        f'<p class="soft">Each dot is one {case} of the test; the body shows how many lie where, the bar the '
         f"middle half of them, the ring the median.{pooled}</p>" + tabs("cases", tabbed)
     )

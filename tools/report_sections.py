@@ -109,6 +109,9 @@ def pictures(groups: Sequence[Group]) -> str:
                     found.setdefault(task, []).append((group.label if several else nice_stage(chain, stage), path))
     if not found:
         return ""
+    registers = groups[0].scored[0].registers
+    case = "pair" if registers else "image"
+    shown = "one pair of images before and after registration" if registers else "one image and its segmentation"
     total = sum(len(entries) for entries in found.values())
     width = WIDTH if total <= MANY_PICTURES else round(WIDTH * (MANY_PICTURES / total) ** 0.5)
     cards = []
@@ -116,14 +119,14 @@ def pictures(groups: Sequence[Group]) -> str:
         title = groups[0].scored[0].label(task)
         panels = []
         for label, path in entries:
-            picture = embedded(path, f"{title}, {label}: one pair of images before and after registration", width)
+            picture = embedded(path, f"{title}, {label}: {shown}", width)
             panels.append((label, f'<div class="film">{picture}</div>'))
         flip = tabs(f"film-{i}", panels, 0 if several else len(panels) - 1, print_all=False)
         cards.append(f'<div class="card"><h3>{identifier(title)}</h3>{flip}</div>')
     what = "strategies (last stage, first seed)" if several else "stages"
     return (
-        f'<p class="soft">The same pair of each task. Flip between {what}: with the arrow keys the picture changes in '
-        f"place, and so shows what changed.</p>{''.join(cards)}"
+        f'<p class="soft">The same {case} of each task. Flip between {what}: with the arrow keys the picture changes '
+        f"in place, and so shows what changed.</p>{''.join(cards)}"
     )
 
 

@@ -110,12 +110,17 @@ def nice_stage(chain: Chain, stage: str) -> str:
 
 
 def _colour(metric: Metric, value: float, before: float) -> float:
-    """Return what the colour stands for: the gain over the unregistered images, as a share of these for errors."""
+    """Return what the colour stands for: the gain over the unregistered images, as a share of these for errors.
+
+    Where there is nothing before, the score itself.
+    """
     if metric.larger_is_better is None or not math.isfinite(value):
         return math.nan
     if math.isfinite(before) and not metric.larger_is_better:
         return metric.gain(value, before) / before if before else math.nan
-    return metric.gain(value, before) if math.isfinite(before) else -abs(value)
+    if math.isfinite(before):
+        return metric.gain(value, before)
+    return abs(value) if metric.larger_is_better else -abs(value)
 
 
 def _entry(group: Group, metric: Metric, row: str, task: str) -> list[float]:
@@ -198,4 +203,5 @@ def _legend(group: Group, metric: Metric, largest: float) -> str:
         end = metric.text(largest) if metric.larger_is_better else f"{100 * largest:.0f} %"
         low, high = f"{end} worse", f"{end} better than before registration"
         return f'<div class="scale"><span>{low}</span><i></i><span>{high}</span></div>'
-    return f'<div class="scale one"><span>0</span><i></i><span>{metric.text(largest)} {metric.unit}</span></div>'
+    good = " good" if metric.larger_is_better else ""
+    return f'<div class="scale one{good}"><span>0</span><i></i><span>{metric.text(largest)} {metric.unit}</span></div>'

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from shared.data.sites import SEGMENTATION_SITES
+
 __all__ = [
     "ABSENT",
     "MEASURES",
@@ -20,6 +22,7 @@ __all__ = [
     "bytes_text",
     "count_text",
     "identifier",
+    "is_synthetic",
     "metric_of",
     "rough_text",
     "seconds_text",
@@ -44,7 +47,7 @@ class Metric:
         unit: empty for a pure number.
         larger_is_better: None for a column that this page knows nothing about.
         digits: after the point.
-        meaning: what it says about a registration.
+        meaning: what it says about a result.
     """
 
     key: str
@@ -76,7 +79,7 @@ class Metric:
 METRICS = {
     metric.key: metric
     for metric in (
-        Metric("dice", "Dice", "", True, 3, "overlap of the same organ in both images; 1 is a perfect match"),
+        Metric("dice", "Dice", "", True, 3, "overlap of the same organ in both label maps; 1 is a perfect match"),
         Metric("tre_mm", "TRE", "mm", False, 2, "distance that is left between corresponding landmarks"),
         Metric("hd95_mm", "HD95", "mm", False, 2, "95 % of each organ's surface is closer than this to its partner"),
         Metric("assd_mm", "ASSD", "mm", False, 2, "mean distance between the surfaces of the same organ"),
@@ -165,6 +168,11 @@ def table_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(table_value(v) for v in value) or ABSENT
     return ABSENT if value is None or value == "" else str(value)
+
+
+def is_synthetic(task: str) -> bool:
+    """Whether a task's images are computed: an embedded one."""
+    return task.startswith(SYNTHETIC) or task in SEGMENTATION_SITES
 
 
 def task_text(task: str, mark_synthetic: bool = True) -> str:

@@ -45,15 +45,18 @@ def score_matrices(
 ) -> dict[str, dict[str, list[float]]]:
     """Return metric -> row name -> mean score on each task, NaN where a metric does not apply.
 
-    The first row holds the pairs as they came: what a network without any training (the identity) leaves.
+    Registration is scored before it too: its first row holds the pairs as they came, what a network without any
+    training (the identity) leaves. Metrics without a column in the cases are left out.
     """
     by_place: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in cases:
         by_place.setdefault((row["stage"], row["task"]), []).append(row)
+    columns = set(cases[0]) if cases else set(METRICS)
     matrices = {}
-    for metric in METRICS:
-        first = [_mean(by_place.get((stages[0], t), []), f"{metric}_before") for t in tasks] if stages else []
-        rows = {BEFORE: first} if stages else {}
+    for metric in [m for m in METRICS if m in columns]:
+        rows = {}
+        if stages and f"{metric}_before" in columns:
+            rows[BEFORE] = [_mean(by_place.get((stages[0], t), []), f"{metric}_before") for t in tasks]
         rows.update({stage: [_mean(by_place.get((stage, t), []), metric) for t in tasks] for stage in stages})
         matrices[metric] = rows
     return matrices
@@ -69,7 +72,7 @@ def _measures(rows: Mapping[str, Sequence[float]], better: bool, learnt: int, ki
         kind: "continued", "separate" (a model a task: each is judged on its own task) or "pooled".
     """
     scores = np.array([values for name, values in rows.items() if name != BEFORE])
-    baseline = rows[BEFORE]
+    baseline = rows.get(BEFORE, [math.nan] * scores.shape[1])
     trained: list[int | None] = [None] if kind == "pooled" else list(range(learnt))
     if kind == "separate":
         own = np.full((1, scores.shape[1]), np.nan)
@@ -92,7 +95,8 @@ def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
 def _sharpness(records: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
     """Return task -> sharpness of the model that serves it at the end: the last one, or each task's own."""
     if kind == "separate":
-        return {task: record["sharpness"][task] for record in records for task in record["tasks"]}
+        found = [(task, record["sharpness"]) for record in records for task in record["tasks"]]
+        return {task: known[task] for task, known in found if task in known}
     return dict(records[-1]["sharpness"]) if records else {}
 
 

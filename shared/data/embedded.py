@@ -16,7 +16,7 @@ from .learn2reg import find_task, known_tasks, read_pairs
 from .sites import SEGMENTATION_SITES, is_current_site, write_sites
 from .synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 
-__all__ = ["load_pairs", "load_sites", "task_name", "task_names"]
+__all__ = ["load_from_folders", "load_pairs", "load_sites", "task_name", "task_names"]
 
 
 def task_names(task: str | Sequence[str]) -> list[str]:
@@ -106,3 +106,22 @@ def load_sites(dataset_dir: str | Path, site: str | Sequence[str], split: str) -
         find_site(dataset_dir, name, SEGMENTATION_SITES)
         items += read_site(dataset_dir, name, split)
     return items
+
+
+def load_from_folders(
+    load: Callable[..., list[dict[str, Any]]], tasks: Sequence[tuple[str | Path, str]], *options: Any
+) -> list[dict[str, Any]]:
+    """Return the items of several tasks or sites, each in a folder of its own, one after another.
+
+    Args:
+        load: :func:`load_pairs` or :func:`load_sites`.
+        tasks: (dataset_dir, task) of each.
+        options: of ``load``, the split first.
+
+    Raises:
+        InputError: not a list of such pairs, a task given twice, or as ``load``.
+    """
+    if isinstance(tasks, str) or any(isinstance(entry, str) or len(entry) != 2 for entry in tasks):
+        raise InputError(f"found tasks {tasks}, expected a list of [dataset_dir, task]")
+    task_name([task for _, task in tasks])
+    return [item for folder, task in tasks for item in load(folder, task, *options)]

@@ -1,4 +1,4 @@
-"""Several tasks' pairs as one dataset."""
+"""Several tasks' pairs, or several sites' slices, as one dataset."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .learn2reg import by_task, pairs_of_items
-from .pairs import PairDataset, Sample
+from .pairs import PairDataset
+from .slice_dataset import SliceDataset, site_of
 
-__all__ = ["PooledPairs", "pooled_pairs"]
+__all__ = ["PooledPairs", "PooledSlices", "pooled_pairs", "pooled_slices"]
 
 
-class PooledPairs(Dataset):
-    """Pairs of several tasks in turn, so that each has the same share whatever its size.
+class _Pooled(Dataset):
+    """Samples of several tasks in turn, so that each has the same share whatever its size.
 
-    Of n tasks, index i is pair ``(i // n) % len(task)`` of task ``i % n``. A pass over the dataset meets every pair of
-    the largest task once, those of the others more often.
+    Of n tasks, index i is sample ``(i // n) % len(task)`` of task ``i % n``. A pass over the dataset meets every sample
+    of the largest task once, those of the others more often.
 
     Args:
         datasets: one a task.
@@ -27,20 +28,15 @@ class PooledPairs(Dataset):
         InputError: no dataset.
     """
 
-    def __init__(self, datasets: Sequence[PairDataset]) -> None:
+    def __init__(self, datasets: Sequence[Any]) -> None:
         if not datasets:
             raise InputError("found no task to pool, expected at least one")
         self.datasets = list(datasets)
 
-    @property
-    def pairs(self) -> list[dict[str, Any]]:
-        """Every task's pairs, once."""
-        return [pair for dataset in self.datasets for pair in dataset.pairs]
-
     def __len__(self) -> int:
         return len(self.datasets) * max(len(dataset) for dataset in self.datasets)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"found index {index}, expected 0 to {len(self) - 1}")
         turn, task = divmod(index, len(self.datasets))
@@ -52,13 +48,31 @@ class PooledPairs(Dataset):
         return {str(number): dataset.settings() for number, dataset in enumerate(self.datasets)}
 
     def check(self) -> None:
-        """Look at every pair once, so that bad input is found before work begins.
+        """Look at every sample once, so that bad input is found before work begins.
 
         Raises:
-            InputError: as ``PairDataset``.
+            InputError: as the datasets.
         """
         for dataset in self.datasets:
             dataset.check()
+
+
+class PooledPairs(_Pooled):
+    """Pairs of several tasks, each with the same share: ``PairDataset`` objects, in turn."""
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Every task's pairs, once."""
+        return [pair for dataset in self.datasets for pair in dataset.pairs]
+
+
+class PooledSlices(_Pooled):
+    """Slices of several sites, each with the same share: ``SliceDataset`` objects, in turn."""
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """Every site's images, once."""
+        return [item for dataset in self.datasets for item in dataset.items]
 
 
 def pooled_pairs(
@@ -81,3 +95,28 @@ def pooled_pairs(
     """
     datasets = [PairDataset(pairs, spatial_size, **options) for pairs in by_task(pairs_of_items(data)).values()]
     return datasets[0] if len(datasets) == 1 else PooledPairs(datasets)
+
+
+def pooled_slices(
+    data: Sequence[Mapping[str, Any]], spatial_size: Sequence[int], **options: Any
+) -> SliceDataset | PooledSlices:
+    """Return slices of one or several sites as a dataset in which each site has the same share.
+
+    Takes the place of :class:`SliceDataset` in a config: what that is given holds for every site.
+
+    Args:
+        data: items, whose ``site`` says where they belong, or a plain list of ``{image, label}``, which is one site.
+        spatial_size: of the network's slices or patches.
+        options: of :class:`SliceDataset`.
+
+    Returns:
+        a :class:`SliceDataset` where there is one site, else :class:`PooledSlices`.
+
+    Raises:
+        InputError: as :class:`SliceDataset`.
+    """
+    sites: dict[str, list[Mapping[str, Any]]] = {}
+    for item in data:
+        sites.setdefault(site_of(item), []).append(item)
+    datasets = [SliceDataset(items, spatial_size, **options) for items in sites.values()]
+    return datasets[0] if len(datasets) == 1 else PooledSlices(datasets)

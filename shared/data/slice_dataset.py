@@ -20,7 +20,7 @@ from .resampling import resample
 from .slices import adjacent_slices, slice_grid, slice_window
 from .volumes import read_volume, read_volume_grid, read_volume_label
 
-__all__ = ["SliceDataset", "VolumeDataset", "prepare_volume", "site_of"]
+__all__ = ["SliceDataset", "VolumeDataset", "known_label", "prepare_volume", "site_of"]
 
 Sample = dict[str, Any]
 
@@ -240,6 +240,11 @@ class SliceDataset(Dataset):
         labelled = [] if label is None else torch.nonzero(label.flatten(0, 2).any(dim=0)).flatten().tolist()
         middle = {start: min(start + depth // 2, n - 1) for start in starts}
         return [s for s in starts if any(abs(middle[s] - z) <= self.margin for z in labelled)]
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """The images' items."""
+        return self.volumes.items
 
     def __len__(self) -> int:
         return len(self._index)

@@ -13,49 +13,71 @@ from .build import BuildError, library
 __all__ = ["Choice", "usable", "warp_backend"]
 
 VARIABLE = "WARP_BACKEND"
-BACKENDS = ("auto", "torch", "cpp")
+WANTED = ("auto", "torch", "compiled")
 
 
 class Choice(NamedTuple):
-    """The backend in use, ``torch`` or ``cpp``, and the reason in words."""
+    """The backend in use, ``torch``, ``cpp`` or ``triton``, and the reason in words."""
 
     name: str
     reason: str
 
 
-def warp_backend() -> Choice:
-    """Return the backend of warps on the CPU; builds the kernels at the first call where they are wanted.
+def warp_backend(device: str = "cpu") -> Choice:
+    """Return what warps on a type of device; builds the CPU kernels at the first call where they are wanted.
 
-    ``WARP_BACKEND=torch`` is ``grid_sample``; ``cpp`` the compiled kernels of ``warp_cpu.cpp``; ``auto``, the default,
-    the kernels where they can be built. Elsewhere than on the CPU ``grid_sample`` warps.
+    ``WARP_BACKEND=torch`` is ``grid_sample``; ``compiled`` the kernels of ``warp_cpu.cpp`` on the CPU and of
+    ``warp_triton.py`` on CUDA; ``auto``, the default, the kernels where they can be had.
+
+    Args:
+        device: type of device, as in ``torch.device(...).type``.
 
     Raises:
-        ValueError: another name.
-        RuntimeError: ``cpp`` was asked for and cannot be built.
+        ValueError: another value of the variable.
+        RuntimeError: ``compiled`` was asked for and is not to be had.
     """
-    return _choose(os.environ.get(VARIABLE, "auto").strip().lower() or "auto")
+    return _choose(os.environ.get(VARIABLE, "auto").strip().lower() or "auto", device)
 
 
 @cache
-def _choose(wanted: str) -> Choice:
-    if wanted not in BACKENDS:
-        raise ValueError(f"found {VARIABLE}={wanted}, expected one of {', '.join(BACKENDS)}")
+def _choose(wanted: str, device: str) -> Choice:
+    if wanted not in WANTED:
+        raise ValueError(f"found {VARIABLE}={wanted}, expected one of {', '.join(WANTED)}")
     if wanted == "torch":
         return Choice("torch", f"{VARIABLE}=torch")
+    choice = {"cpu": _cpp, "cuda": _triton}.get(device, _none)(device)
+    if wanted == "compiled" and choice.name == "torch":
+        raise RuntimeError(f"found {VARIABLE}=compiled, but {choice.reason}")
+    return choice
+
+
+def _cpp(device: str) -> Choice:
     try:
         path = library()
-        from .operators import load
-
-        load(path)
     except BuildError as error:
-        if wanted == "cpp":
-            raise RuntimeError(f"found {VARIABLE}=cpp, but the kernels cannot be built: {error}") from error
-        return Choice("torch", f"the compiled kernels cannot be built: {error}")
+        return Choice("torch", f"the kernels cannot be built: {error}")
+    from .operators import use_library
+
+    use_library(path)
     return Choice("cpp", f"compiled kernels ({path})")
 
 
+def _triton(device: str) -> Choice:
+    try:
+        from .operators import use_triton
+
+        use_triton()
+    except ImportError as error:
+        return Choice("torch", f"Triton cannot be imported: {error}")
+    return Choice("triton", "Triton kernels")
+
+
+def _none(device: str) -> Choice:
+    return Choice("torch", f"there are no kernels for {device}")
+
+
 def usable(image: Tensor, field: Tensor) -> bool:
-    """Whether the compiled kernels serve these tensors, of one floating dtype: on the CPU, axes of 2 to 2^22 voxels."""
-    size = image.shape[2:]
+    """Whether kernels serve these tensors, of one floating dtype: image axes of 2 to 2^22 voxels, nothing empty."""
+    size, device = image.shape[2:], image.device.type
     fits = min(size) > 1 and max(size) < 2**22 and size.numel() < 2**31 and field.numel() > 0 and image.numel() > 0
-    return fits and image.device.type == field.device.type == "cpu" and warp_backend().name == "cpp"
+    return fits and image.device == field.device and warp_backend(device).name != "torch"

@@ -1,33 +1,51 @@
-"""The compiled operators, as torch knows them: shapes for tracing, gradients, batching over a new axis."""
+"""The warping operators as torch knows them: kernels, shapes for tracing, gradients, batching over a new axis."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["load"]
+from .ordered_adjoint import ordered_image_adjoint
+
+__all__ = ["use_library", "use_triton"]
 
 _NAME = "registration::warp"
-_loaded: list[Path] = []
+_LIBRARY = torch.library.Library("registration", "FRAGMENT")
+_LIBRARY.define("warp(Tensor image, Tensor field, bool nearest, bool border, bool add) -> Tensor")
+_LIBRARY.define("warp_field_adjoint(Tensor grad, Tensor image, Tensor field, bool border) -> Tensor")
+_LIBRARY.define("warp_image_adjoint(Tensor grad, Tensor image, Tensor field, bool nearest, bool border) -> Tensor")
 
 
-def load(path: Path) -> None:
-    """Load the library and register what torch asks of an operator; once a process."""
-    if _loaded:
-        return
+@cache
+def use_library(path: Path) -> None:
+    """Take the CPU kernels from a built library, once a process."""
     torch.ops.load_library(str(path))
-    _loaded.append(path)
-    torch.library.register_fake(_NAME, _fake_warp)
-    torch.library.register_fake(f"{_NAME}_field_adjoint", _fake_field_adjoint)
-    torch.library.register_fake(f"{_NAME}_image_adjoint", _fake_image_adjoint)
-    torch.library.register_autograd(_NAME, _backward, setup_context=_keep)
-    for name in ("field", "image"):
-        torch.library.register_autograd(f"{_NAME}_{name}_adjoint", _no_second_gradient)
-    if hasattr(torch.library, "register_vmap"):  # torch 2.5
-        torch.library.register_vmap(_NAME, _batch_warp)
+
+
+@cache
+def use_triton() -> None:
+    """Take the CUDA kernels from Triton, once a process.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+    from . import warp_triton
+
+    _LIBRARY.impl("warp", warp_triton.sample, "CUDA")
+    _LIBRARY.impl("warp_field_adjoint", warp_triton.field_adjoint, "CUDA")
+    _LIBRARY.impl("warp_image_adjoint", _cuda_image_adjoint, "CUDA")
+
+
+def _cuda_image_adjoint(grad: Tensor, image: Tensor, field: Tensor, nearest: bool, border: bool) -> Tensor:
+    from . import warp_triton
+
+    if torch.are_deterministic_algorithms_enabled():
+        return ordered_image_adjoint(grad, image, field, nearest, border)
+    return warp_triton.image_adjoint(grad, image, field, nearest, border)
 
 
 def _fake_warp(image: Tensor, field: Tensor, nearest: bool, border: bool, add: bool) -> Tensor:
@@ -83,3 +101,13 @@ def _batch_warp(
 def _join(tensor: Tensor, axis: int | None, count: int, batch: int) -> Tensor:
     full = tensor.unsqueeze(0) if axis is None else tensor.movedim(axis, 0)
     return full.expand(count, batch, *full.shape[2:]).reshape(count * batch, *full.shape[2:]).contiguous()
+
+
+torch.library.register_fake(_NAME, _fake_warp)
+torch.library.register_fake(f"{_NAME}_field_adjoint", _fake_field_adjoint)
+torch.library.register_fake(f"{_NAME}_image_adjoint", _fake_image_adjoint)
+torch.library.register_autograd(_NAME, _backward, setup_context=_keep)
+torch.library.register_autograd(f"{_NAME}_field_adjoint", _no_second_gradient)
+torch.library.register_autograd(f"{_NAME}_image_adjoint", _no_second_gradient)
+if hasattr(torch.library, "register_vmap"):  # torch 2.5
+    torch.library.register_vmap(_NAME, _batch_warp)

@@ -543,12 +543,7 @@ at::Tensor warp_image_adjoint(const at::Tensor& grad, const at::Tensor& image, c
 
 }  // namespace
 
-TORCH_LIBRARY(registration, m) {
-  m.def("warp(Tensor image, Tensor field, bool nearest, bool border, bool add) -> Tensor");
-  m.def("warp_field_adjoint(Tensor grad, Tensor image, Tensor field, bool border) -> Tensor");
-  m.def("warp_image_adjoint(Tensor grad, Tensor image, Tensor field, bool nearest, bool border) -> Tensor");
-}
-
+// operators.py defines them.
 TORCH_LIBRARY_IMPL(registration, CPU, m) {
   m.impl("warp", &warp);
   m.impl("warp_field_adjoint", &warp_field_adjoint);

@@ -21,6 +21,8 @@ __all__ = ["Affine", "Displacement", "Transform"]
 _AT_ONCE = 2_000_000
 # Corrections of an inverse between its voxels; each takes off most of what is left.
 _CORRECTIONS = 3
+# Points that the inverse misses by less than this, in mm, are not corrected.
+_CLOSE_MM = 1e-3
 # A field that reaches further than this many times its own volume is not a registration: its inverse would fill memory.
 _MOST_GROWTH = 16
 
@@ -141,13 +143,15 @@ class InverseDisplacement(Displacement):
         The point asked for is shifted by how far the forward map misses it (quasi-Newton, the inverse field standing
         for the inverse Jacobian), where the forward field is defined.
         """
-        target = world
-        moved = super().move(target, dtype)
+        moved, target = super().move(world, dtype), world.clone()
+        left = torch.arange(len(world), device=world.device)
         for _ in range(_CORRECTIONS):
-            missed = world - self.forward.move(moved, dtype)
-            missed[~self.forward.grid.holds(self.forward.grid.to_voxels(moved))] = 0
-            target = target + missed
-            moved = super().move(target, dtype)
+            missed = world[left] - self.forward.move(moved[left], dtype)
+            missed[~self.forward.grid.holds(self.forward.grid.to_voxels(moved[left]))] = 0
+            far = torch.linalg.vector_norm(missed, dim=1) > _CLOSE_MM
+            left = left[far]
+            target[left] += missed[far]
+            moved[left] = super().move(target[left], dtype)
         return moved
 
     def inverse(self) -> tuple[Displacement, float]:

@@ -17,6 +17,7 @@ from shared.files import read_json
 from shared.inference import register_files
 from tests.bad_files import BAD_IMAGES, BAD_LABELS
 from tests.learn2reg_folder import SIZE, blobs, save, write_pair
+from tests.shared.register.pairs import known_pair
 
 NETWORK_SIZE = (8, 8, 8)
 
@@ -46,6 +47,17 @@ def registered(tmp_path, pair) -> Path:
     """Folder with the results of an earlier, good registration."""
     register(tmp_path / "output", **pair)
     return tmp_path / "output"
+
+
+def test_options_of_registration_go_on_from_the_network(tmp_path):
+    known_pair(tmp_path)
+    files = {f"{side}_image": tmp_path / f"{side}.nii.gz" for side in ("fixed", "moving")}
+    scores = register(tmp_path / "output", **files, optimise=3, init="centre")
+    assert {"warped.nii.gz", "transform.h5", "metrics.json", "qc.png"} <= set(contents(tmp_path / "output"))
+    content = read_json(tmp_path / "output" / "metrics.json")
+    assert content["scores"] == scores
+    assert content["options"] | {"init": "centre", "optimise": 3, "network": "network"} == content["options"]
+    assert any(line.startswith("network: ") for line in content["log"])
 
 
 @pytest.mark.parametrize("name", ["truncated", "4D", "NaN", "zero spacing"])

@@ -163,7 +163,7 @@ def test_draws_are_those_of_the_iteration_and_of_the_end(tmp_path):
             return super().learn(samples)
 
         def end(self) -> None:
-            self.drawn.append([int(s["moving_image"].sum() * 1e4) for s in self.draw_pairs(4)])
+            self.drawn.append([int(s["moving_image"].sum() * 1e4) for s in self.draw_samples(4)])
 
     trainers = [make_trainer(tmp_path / str(used), Drawing, used=used) for used in (0, 7)]
     for trainer in trainers:

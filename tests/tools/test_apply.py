@@ -14,7 +14,7 @@ from shared.errors import InputError
 from shared.transform_io import Transform, write_nifti, write_transform
 from tests.world_pair import world_pair
 from tools.__main__ import main
-from tools.apply import apply_transforms, described, listed_transforms, literal_flags
+from tools.apply import apply_transforms, described, file_flags, listed_transforms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,18 +104,18 @@ def test_points_are_counted(pair, tmp_path):
     ],
 )
 def test_file_flags_become_literals(given, expected):
-    assert literal_flags(["apply", *given]) == ["apply", *expected]
+    assert file_flags(["apply", *given]) == ["apply", *expected]
 
 
 @pytest.mark.parametrize("given", [["--transform"], ["--input", "--out", "x"], ["-r"]])
 def test_a_flag_without_its_file(given):
     with pytest.raises(InputError, match=r"found --\w+ without a value, expected a file after it"):
-        literal_flags(given)
+        file_flags(given)
 
 
 def test_only_transforms_may_be_repeated():
     with pytest.raises(InputError, match="found --input 2 times, expected it once"):
-        literal_flags(["--input", "a", "--input", "b"])
+        file_flags(["--input", "a", "--input", "b"])
 
 
 @pytest.mark.parametrize(

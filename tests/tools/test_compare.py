@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shared.errors import InputError
@@ -82,3 +83,12 @@ def test_score_matrices_by_hand():
     assert str(dice["1"][1]) == str(dice["2"][1]) == "nan"
     assert dice["2"][0] == pytest.approx(0.4)
     assert score_matrices(cases, ["1", "2"], ["a", "b"])["tre_mm"]["1"][0] == pytest.approx(2.0)
+
+
+def test_metrics_without_a_column_are_left_out_and_a_segmentation_has_nothing_before():
+    cases = [{"stage": "1", "task": "a", "image": "x", "dice": "0.5", "hd95_mm": ""}]
+    matrices = score_matrices(cases, ["1"], ["a", "b"])
+    assert set(matrices) == {"dice", "hd95_mm"}
+    assert list(matrices["dice"]) == ["1"]
+    assert matrices["dice"]["1"][0] == 0.5
+    assert all(np.isnan(v) for v in (matrices["dice"]["1"][1], *matrices["hd95_mm"]["1"]))

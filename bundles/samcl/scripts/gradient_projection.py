@@ -110,7 +110,7 @@ class GPM(Strategy):
             for module, group in _convolutions(network)
         ]
         try:
-            for sample in trainer.draw_pairs(self.samples):
+            for sample in trainer.draw_samples(self.samples):
                 trainer.predict(stack_pairs([sample]), network)
         finally:
             for hook in hooks:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.data.embedded import load_pairs, task_name
-from shared.errors import InputError
+from shared.data.embedded import load_from_folders, load_pairs
 
 __all__ = ["load_tasks"]
 
@@ -23,7 +22,4 @@ def load_tasks(tasks: Sequence[tuple[str | Path, str]], split: str, with_self: b
     Raises:
         InputError: not a list of such pairs, a task given twice, or as :func:`load_pairs`.
     """
-    if isinstance(tasks, str) or any(isinstance(entry, str) or len(entry) != 2 for entry in tasks):
-        raise InputError(f"found tasks {tasks}, expected a list of [dataset_dir, task]")
-    task_name([task for _, task in tasks])
-    return [pair for folder, task in tasks for pair in load_pairs(folder, task, split, with_self)]
+    return load_from_folders(load_pairs, tasks, split, with_self)

@@ -1,8 +1,7 @@
 """Continual strategies: what one training iteration does with the current batch and the past.
 
-A strategy has three verbs, ``begin_task``, ``step`` and ``end_task``; one short class each, chosen by the config id
-``strategy``. What a strategy must remember is in ``state_dict`` (tensors and plain containers) and ``memory``. Here:
-the base, and strategies that replay or flatten; others are in ``consolidation.py`` and ``gradient_projection.py``.
+One short class each, chosen by the config id ``strategy``; their base is in ``shared/continual/strategy.py``. Here:
+strategies that replay or flatten; others are in ``consolidation.py`` and ``gradient_projection.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from shared.continual import interpolate, project_conflict
+from shared.continual import Parts, Sequential, Strategy, interpolate, project_conflict
 from shared.data.pairs import Sample
 from shared.distributed import on_all_ranks
 from shared.weights import trainable
@@ -24,53 +23,7 @@ from .sam import SAM
 if TYPE_CHECKING:
     from .trainer import ContinualTrainer
 
-__all__ = ["AGEM", "ER", "MER", "SAMCL", "Sequential", "SharpnessAware", "Strategy"]
-
-Parts = dict[str, Tensor]
-
-
-class Strategy:
-    """Base of all strategies: remembers nothing, and does one optimizer step on the batch."""
-
-    memory: ReservoirMemory | None = None
-
-    def begin_task(self, trainer: ContinualTrainer) -> None:
-        """Get ready for a task, with weights, moments and memory of the earlier ones in place.
-
-        Called again when a killed run goes on, then with the state of the checkpoint.
-        """
-
-    def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Do one iteration on samples of the current task; return the loss parts by name."""
-        return self.descend(trainer, [trainer.prepare(s) for s in samples])
-
-    def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
-        """Do one optimizer step on prepared samples; return the loss parts by name."""
-        parts = trainer.backward(samples)
-        trainer.optimizer.step()
-        return parts
-
-    def end_task(self, trainer: ContinualTrainer) -> None:
-        """Take down what later tasks need of this one; a killed run does it again, with the same random numbers."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return what defines the strategy, for the run's record: public attributes of plain type."""
-        plain = {k: v for k, v in vars(self).items() if isinstance(v, (bool, int, float, str)) and k[0] != "_"}
-        return {"name": type(self).__name__, **plain, "memory": repr(self.memory)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the strategy knows beside weights, moments and memory."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up :meth:`state_dict`."""
-
-
-class Sequential(Strategy):
-    """Plain training on one task after another: the baseline that forgets.
-
-    Also what joint training (all tasks pooled) and single training (a network a task) do: they differ in the data.
-    """
+__all__ = ["AGEM", "ER", "MER", "SAMCL", "Parts", "Sequential", "SharpnessAware", "Strategy"]
 
 
 class SharpnessAware(Strategy):

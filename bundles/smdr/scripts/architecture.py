@@ -10,8 +10,9 @@ from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
 from shared.errors import InputError
 
-__all__ = ["check_architecture", "ddim_scheduler", "training_scheduler"]
+__all__ = ["PREDICTIONS", "check_architecture", "ddim_scheduler", "training_scheduler"]
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _MOST_SIGNAL = 0.05  # of the image's variance that may be left where sampling begins with noise alone
 
 
@@ -24,18 +25,22 @@ def check_architecture(options: Mapping[str, Any]) -> None:
     features, attention = options["features"], options["attention"]
     if options["conditioning"] not in ("prompt", "film"):
         raise InputError(f"found conditioning '{options['conditioning']}', expected prompt or film")
-    if options["prediction"] not in ("epsilon", "v_prediction"):
-        raise InputError(f"found prediction '{options['prediction']}', expected epsilon or v_prediction")
+    if options["prediction"] not in PREDICTIONS:
+        raise InputError(f"found prediction '{options['prediction']}', expected one of: {', '.join(PREDICTIONS)}")
     if len(features) != len(attention) or not any(attention):
         raise InputError(
             f"found features {features} with attention {attention}, expected as many of each, and one level or more "
             "with attention: there the prompt enters"
         )
-    divisor = 2 ** (len(features) - 1)
+    patch = options["patch"]
+    if patch < 1:
+        raise InputError(f"found patch {patch}, expected 1 or more pixels")
+    divisor = patch * 2 ** (len(features) - 1)
     if any(size % divisor for size in options["image_size"]):
+        pixels = f" of patches of {patch} pixels" if patch > 1 else ""
         raise InputError(
             f"found image_size {options['image_size']}, expected multiples of {divisor}: features has "
-            f"{len(features)} levels"
+            f"{len(features)} levels{pixels}"
         )
     groups, head = options["norm_groups"], options["head_channels"]
     for width, attends in zip(features, attention, strict=True):

@@ -19,8 +19,11 @@ from .diffusion import SiteDiffusion
 __all__ = ["DenoisingLoss", "draw_samples", "from_channels", "sample_seed", "to_channels"]
 
 
+_MOST = 20.0  # weight of an image's error: where there is hardly any noise, nothing is left to be learnt
+
+
 class DenoisingLoss(nn.Module):
-    """The error of the noise (or velocity) that a generator finds in noisy images, at random times (Ho, NeurIPS 2020).
+    """The error of what a generator finds in noisy images, at random times (Ho, NeurIPS 2020).
 
     Args:
         norm: "l2" or "l1".
@@ -44,14 +47,17 @@ class DenoisingLoss(nn.Module):
         return f"norm={self.norm}, min_snr={self.min_snr}"
 
     def weight(self, generator: SiteDiffusion, timesteps: Tensor) -> Tensor:
-        """Return the weight (B,) of each time: min(SNR, gamma) of the error in the clean image."""
+        """Return the weight (B,) of each time: with gamma, min(SNR, gamma) of the error in the clean image.
+
+        Without it an error counts as it is; one of the image as that of its velocity, up to a limit.
+        """
         kept = generator.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-        if self.min_snr is None:
-            return torch.ones_like(kept)
         ratio = kept / (1 - kept)
         # An error e of the noise is an error e / sqrt(SNR) of the image, one of the velocity e / sqrt(SNR + 1).
-        to_image = ratio + 1 if generator.architecture["prediction"] == "v_prediction" else ratio
-        return ratio.clamp(max=self.min_snr) / to_image
+        to_image = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}
+        if self.min_snr is not None:
+            return ratio.clamp(max=self.min_snr) / to_image[generator.architecture["prediction"]]
+        return (ratio + 1).clamp(max=_MOST) if generator.architecture["prediction"] == "sample" else to_image["sample"]
 
     def forward(self, network: nn.Module, clean: Tensor, numbers: Tensor, random: torch.Generator) -> Tensor:
         """Return the loss, a scalar.
@@ -67,8 +73,8 @@ class DenoisingLoss(nn.Module):
         timesteps = torch.randint(scheduler.num_train_timesteps, (len(clean),), generator=random).to(clean.device)
         noise = torch.randn(clean.shape, generator=random).to(clean.device)
         found = DiffusionInferer(scheduler)(clean, network, noise, timesteps, condition=numbers).float()
-        velocity = generator.architecture["prediction"] == "v_prediction"
-        target = scheduler.get_velocity(clean, noise, timesteps) if velocity else noise
+        target = {"epsilon": noise, "sample": clean}.get(generator.architecture["prediction"])
+        target = scheduler.get_velocity(clean, noise, timesteps) if target is None else target
         error = (F.l1_loss if self.norm == "l1" else F.mse_loss)(found, target, reduction="none")
         return (self.weight(generator, timesteps) * error.flatten(1).mean(1)).mean()
 

@@ -16,6 +16,7 @@ from shared.weights import trainable, unwrap
 from .denoising import to_channels
 from .diffusion import SiteDiffusion
 from .labelling import site_statistics
+from .pretending import pretend
 
 __all__ = ["GeneratorTrainer", "MovingAverage", "parameter_groups"]
 
@@ -30,7 +31,7 @@ def parameter_groups(
         learning_rate: of the denoiser.
         prompt_learning_rate: of prompt and modulation; first in the list, they decide what a log shows.
     """
-    weights = trainable(generator)
+    weights = {name: p for name, p in trainable(generator).items() if p.numel()}
     denoiser = [p for name, p in weights.items() if name.startswith("denoiser.")]
     site = [p for name, p in weights.items() if not name.startswith("denoiser.")]
     groups = [{"params": site, "lr": prompt_learning_rate}, {"params": denoiser, "lr": learning_rate}]
@@ -80,6 +81,8 @@ class GeneratorTrainer(RunTrainer):
     Args:
         site: that learns; the last of the network's.
         average_decay: see :class:`MovingAverage`.
+        mirror_axis: of *S, along which every second image is mirrored, at random: the one from right to left, where
+            anatomy is alike on both sides. None mirrors nothing.
         options: of :class:`~shared.run_trainer.RunTrainer`; ``task`` is the site.
 
     Raises:
@@ -87,12 +90,14 @@ class GeneratorTrainer(RunTrainer):
         ValueError: as there; or ``init_from``.
     """
 
-    def __init__(self, *, site: str, average_decay: float = 0.999, **options: Any) -> None:
+    def __init__(
+        self, *, site: str, average_decay: float = 0.999, mirror_axis: int | None = None, **options: Any
+    ) -> None:
         if options.get("init_from") is not None:
             raise ValueError("found init_from, expected it with prepare_generator: it adds the site to that generator")
         network = options["network"]
         self.site, self.site_number = site, unwrap(network).number(site)
-        self.average = MovingAverage(network, average_decay)
+        self.average, self.mirror_axis = MovingAverage(network, average_decay), mirror_axis
         super().__init__(**{"task": site, **options})
 
     @property
@@ -103,9 +108,11 @@ class GeneratorTrainer(RunTrainer):
     def learn(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Do one optimizer step on the error of the noise."""
         device = self.state.device
+        samples = [self._mirrored(sample) for sample in samples]
         images, labels = (torch.stack([s[key] for s in samples]).to(device) for key in ("image", "label"))
-        clean = to_channels(self.site_generator, images.float(), labels)
         numbers = torch.full((len(samples),), self.site_number, device=device)
+        images, numbers = pretend(self.site_generator, images.float(), numbers, self.generator)
+        clean = to_channels(self.site_generator, images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision():
             loss = self.loss_function(self.network, clean, numbers, self.generator)
@@ -117,6 +124,12 @@ class GeneratorTrainer(RunTrainer):
         self.average.update()
         self.passes += len(samples)
         return {"loss": loss.detach()}
+
+    def _mirrored(self, sample: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return image and label, or both mirrored."""
+        if self.mirror_axis is None or torch.rand((), generator=self.generator) < 0.5:
+            return sample
+        return {key: sample[key].flip(self.mirror_axis + 1) for key in ("image", "label")}
 
     def begin(self) -> None:
         """Find the site's statistics, unless the checkpoint has them."""
@@ -139,7 +152,7 @@ class GeneratorTrainer(RunTrainer):
 
     def extra_settings(self) -> dict[str, Any]:
         """Return the site and the average's decay."""
-        return {"site": self.site, "average_decay": self.average.decay}
+        return {"site": self.site, "average_decay": self.average.decay, "mirror_axis": self.mirror_axis}
 
     def extra_state(self) -> dict[str, Any]:
         """Return the averaged weights."""

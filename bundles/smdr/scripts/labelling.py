@@ -8,19 +8,21 @@ both, an image goes whose label is unsure, or larger or smaller than the site's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shared.errors import InputError
+from shared.errors import InputError, did_you_mean
+from shared.weights import load_weights
 
 from .denoising import from_channels
 from .diffusion import SiteDiffusion
 from .hashes import hash_of_weights
 
-__all__ = ["JointLabels", "Labeller", "PseudoLabels", "SampleFilter", "judge", "site_statistics"]
+__all__ = ["JointLabels", "Labeller", "PseudoLabels", "SampleFilter", "choose_labels", "judge", "site_statistics"]
 
 
 class Labeller(Protocol):
@@ -79,6 +81,27 @@ class JointLabels:
         if probabilities is None:
             raise InputError("found labels joint with a generator of images alone, expected label_channels, or pseudo")
         return images, probabilities
+
+
+def choose_labels(labels: str, segmenter: nn.Module, weights: str | Path) -> Labeller:
+    """Return who labels.
+
+    Args:
+        labels: "pseudo" or "joint".
+        segmenter: see :class:`PseudoLabels`; without a part in "joint".
+        weights: its ``model.pt``, which "pseudo" loads.
+
+    Raises:
+        InputError: another choice, or weights that do not fit.
+    """
+    if labels not in ("pseudo", "joint"):
+        raise InputError(
+            f"found labels '{labels}'{did_you_mean(labels, ['pseudo', 'joint'])}, expected pseudo or joint"
+        )
+    if labels == "joint":
+        return JointLabels()
+    load_weights(segmenter, weights)
+    return PseudoLabels(segmenter)
 
 
 def judge(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from shared.errors import InputError
 
 from .diffusion import SiteDiffusion, read_generator
 
-__all__ = ["load_generator", "prepare_generator"]
+__all__ = ["first_or_later", "load_generator", "prepare_generator"]
+
+Value = TypeVar("Value")
 
 
-def load_generator(path: str | Path) -> SiteDiffusion:
+def first_or_later(init_from: str | Path | None, first: Value, later: Value) -> Value:
+    """Return an option for a first site where there is no generator to start from, else the one for later sites."""
+    return first if init_from is None else later
+
+
+def load_generator(path: str | Path, image_shape: Sequence[int] | None = None) -> SiteDiffusion:
     """Return the generator that a file holds, on the CPU; nothing else need be known of it.
 
     Args:
         path: a file, or the run_dir of a generator.
+        image_shape: (C, *S) that its images must have: what the segmenter takes. None takes any.
 
     Raises:
-        InputError: unreadable, or no generator.
+        InputError: unreadable, no generator, or one of other images.
     """
     architecture, _ = read_generator(path)
+    found = (architecture["channels"], *architecture["image_size"])
+    if image_shape is not None and found != tuple(image_shape):
+        raise InputError(f"{path}: found a generator of images {found}, expected {tuple(image_shape)}: the segmenter's")
     generator = SiteDiffusion(**architecture)
     generator.load_file(path)
     return generator

@@ -64,8 +64,9 @@ class SliceUNet(nn.Module):
 
     def _padding(self, size: list[int]) -> list[int]:
         padding: list[int] = []
+        tiny = max(size) <= self.factor  # a single voxel on the coarsest level, which a norm of an image cannot take
         for i in range(len(size)):  # the last axis comes first in F.pad
-            extra = -size[-1 - i] % self.factor
+            extra = -size[-1 - i] % self.factor + (self.factor if tiny and i == 0 else 0)
             padding.append(extra // 2)
             padding.append(extra - extra // 2)
         return padding

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from shared.errors import InputError
-from shared.files import load_tensors, read_json
+from shared.files import load_tensors, read_json, save_json
 
 from .hashes import hash_of_file
 from .replay import INDEX
 
-__all__ = ["foreign_files"]
+__all__ = ["check_private", "foreign_files"]
 
 _WEIGHTS = {"model.pt", "state.pt"}
 _STATE_KEYS = {
     *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
-    *("log", "average", "updates"),
+    *("log", "average", "updates", "strategy", "strategy_name"),
 }
 _TABLES = {".csv", ".log", ".lock"}
 _LONGEST = 4096  # numbers in one list of a JSON file: a 64 x 64 image would have as many
+
+
+def check_private(folders: Sequence[str | Path], record: str | Path) -> None:
+    """Make sure that folders hold nothing of a real patient, as far as :func:`foreign_files` can tell.
+
+    Args:
+        folders: of generator, replay and segmenter.
+        record: JSON file that says what was looked at.
+
+    Raises:
+        InputError: something else lies there; the first files are named.
+    """
+    found = [f"{Path(folder) / line}" for folder in folders for line in foreign_files(folder)]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InputError(
+            f"{'; '.join(found[:3])}{more}: expected generated samples, weights and statistics alone, so that nothing "
+            "of a patient stays"
+        )
+    looked_at = {str(folder): sum(p.is_file() for p in Path(folder).rglob("*")) for folder in folders}
+    save_json(record, {"files_looked_at": looked_at, "foreign_files": []})
 
 
 def foreign_files(run_dir: str | Path) -> list[str]:
@@ -87,7 +108,19 @@ def _fault_of_weights(path: Path) -> str | None:
     if all(isinstance(value, Tensor) for value in content.values()):
         return None
     more = sorted(set(content) - _STATE_KEYS)
+    more += _unlike_weights(content.get("strategy"), content.get("network", {}), "strategy")
     return f"holds {', '.join(more)}, expected weights, moments and counters" if more else None
+
+
+def _unlike_weights(known: Any, weights: Mapping[str, Tensor], place: str) -> list[str]:
+    """Return the places of tensors that have not the shape of the weight whose name they bear: images would be such."""
+    if isinstance(known, Mapping):
+        return [p for key, value in known.items() for p in _unlike_weights(value, weights, f"{place}/{key}")]
+    if isinstance(known, (list, tuple)):
+        return [p for number, value in enumerate(known) for p in _unlike_weights(value, weights, f"{place}/{number}")]
+    name = place.rpartition("/")[2]
+    fits = not isinstance(known, Tensor) or (name in weights and weights[name].shape == known.shape)
+    return [] if fits else [place]
 
 
 def _fault_of_events(path: Path) -> str | None:

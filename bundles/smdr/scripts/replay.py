@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def make_replay(
     patience: int = 20,
 ) -> Path:
     """Draw samples of a site until ``count`` of them are fit for training, and write them.
+
+    Fit is what ``keep`` lets through; of samples without foreground no larger share is kept than the site has.
 
     Each sample has a number, and its seed follows from ``seed``, site and number. An interrupted call goes on where
     the last complete batch ended, and leaves the same bytes as an unbroken one (same machine, CPU). A call for a
@@ -141,6 +144,7 @@ def _draw_batch(
         index["drawn"] = number + 1
         scores = {"confidence": round(float(confidence[place]), 6), "area": round(float(area[place]), 6)}
         fault = keep.fault(scores["confidence"], scores["area"], generator.sites[site])
+        fault = fault or ("one more empty" if _is_surplus(index, scores["area"], generator.sites[site]) else None)
         fault = "excluded" if number in options["exclude"] else fault
         if fault is not None:
             index["dropped"][fault] = index["dropped"].get(fault, 0) + 1
@@ -150,6 +154,12 @@ def _draw_batch(
         index["samples"].append({"file": path.name, "number": number, "sha256": hash_of_file(path), **scores})
     index["complete"] = len(index["samples"]) == options["count"]
     save_json(folder / INDEX, index)
+
+
+def _is_surplus(index: dict[str, Any], area: float, statistics: Mapping[str, Any]) -> bool:
+    """Whether a sample without foreground would be one more than the site's share of such."""
+    empty = sum(entry["area"] == 0 for entry in index["samples"])
+    return area == 0 and empty >= math.ceil(statistics["empty"] * index["settings"]["count"])
 
 
 def _write(path: Path, image: Tensor, label: Tensor) -> None:

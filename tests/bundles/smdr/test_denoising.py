@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bundles.smdr.scripts.architecture import PREDICTIONS
 from bundles.smdr.scripts.denoising import DenoisingLoss, draw_samples, from_channels, sample_seed, to_channels
 from bundles.smdr.scripts.diffusion import SiteDiffusion
 from shared.errors import InputError
@@ -19,6 +20,8 @@ class KnowsTheImage(SiteDiffusion):
         noise = (x - kept.sqrt() * self.image) / (1 - kept).sqrt()
         if self.architecture["prediction"] == "epsilon":
             return noise
+        if self.architecture["prediction"] == "sample":
+            return self.image.expand_as(x)
         return kept.sqrt() * noise - (1 - kept).sqrt() * self.image
 
 
@@ -31,7 +34,7 @@ def oracle(prediction, **options):
     return generator
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [1, 4, 50, 100])
 def test_who_sees_through_the_noise_draws_the_image(prediction, steps):
     generator = oracle(prediction)
@@ -39,7 +42,7 @@ def test_who_sees_through_the_noise_draws_the_image(prediction, steps):
     torch.testing.assert_close(drawn, generator.image.expand(3, -1, -1, -1), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_who_sees_through_the_noise_has_no_loss(prediction):
     generator = oracle(prediction)
     clean, numbers = generator.image.expand(8, -1, -1, -1), torch.zeros(8, dtype=torch.long)
@@ -48,7 +51,7 @@ def test_who_sees_through_the_noise_has_no_loss(prediction):
     assert float(DenoisingLoss()(generator, clean + 0.5, numbers, random)) > 1e-2
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weighs_the_error_of_the_image_up_to_a_bound(prediction):
     generator = oracle(prediction)
     times = torch.tensor([0, 20, 50, 90])
@@ -66,6 +69,16 @@ def test_min_snr_weighs_the_error_of_the_image_up_to_a_bound(prediction):
         DenoisingLoss(min_snr=5).weight(generator, times) * found, expected, rtol=1e-3, atol=1e-6
     )
     assert float(kept[0] / (1 - kept[0])) > 5 > float(kept[-1] / (1 - kept[-1]))
+
+
+def test_an_error_of_the_image_counts_as_that_of_its_velocity_up_to_a_limit():
+    generator, times = oracle("sample"), torch.tensor([0, 20, 50, 90])
+    kept = generator.scheduler.alphas_cumprod[times]
+    weight = DenoisingLoss().weight(generator, times)
+    torch.testing.assert_close(weight, (1 / (1 - kept)).clamp(max=20))
+    assert float(weight[0]) == 20
+    assert float(weight[-1]) < 1.1
+    assert torch.equal(DenoisingLoss().weight(oracle("v_prediction"), times), torch.ones(4))
 
 
 def test_the_same_seed_draws_the_same_sample_wherever_it_stands():

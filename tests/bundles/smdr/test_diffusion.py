@@ -10,7 +10,7 @@ import torch
 from bundles.smdr.scripts.denoising import DenoisingLoss, draw_samples
 from bundles.smdr.scripts.diffusion import SiteDiffusion
 from bundles.smdr.scripts.hashes import hash_of_weights
-from bundles.smdr.scripts.loading import load_generator, prepare_generator
+from bundles.smdr.scripts.loading import first_or_later, load_generator, prepare_generator
 from bundles.smdr.scripts.modulation import SiteNorm
 from shared.errors import InputError
 from shared.files import save_tensors
@@ -91,6 +91,15 @@ def test_a_new_site_begins_in_the_mean_of_those_before():
     torch.testing.assert_close(generator.films[2], generator.films[0] - 0.5)
 
 
+def test_pretended_sites_count_in_that_mean():
+    generator = make_generator(pretended=3, conditioning="film")
+    with torch.no_grad():
+        generator.pretended_films.fill_(4.0)
+    generator.add_site("second")
+    torch.testing.assert_close(generator.prompts[1], torch.stack([generator.prompts[0], *generator.pretended]).mean(0))
+    torch.testing.assert_close(generator.films[1], torch.full_like(generator.films[1], 3.0))
+
+
 def test_a_batch_may_mix_sites():
     generator = make_generator(conditioning="film")
     generator.add_site("second")
@@ -132,6 +141,36 @@ def test_images_of_two_and_three_dimensions_and_any_channels(spatial_dims, chann
     assert samples.shape == (2, channels + label_channels, *[SIZE] * spatial_dims)
     assert bool(torch.isfinite(samples).all())
     assert float(samples.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_patches_are_channels_of_the_denoiser_alone(spatial_dims):
+    generator = make_generator(spatial_dims=spatial_dims, channels=2, patch=2)
+    assert generator.denoiser.conv_in.conv.in_channels == 2 * 2**spatial_dims
+    seen = []
+    generator.denoiser.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    noisy = torch.arange(2.0 * SIZE**spatial_dims).reshape(1, 2, *[SIZE] * spatial_dims)
+    found = generator(noisy, torch.tensor([3]), torch.tensor([0]))
+    assert found.shape == noisy.shape
+    inside, outside = seen[0]
+    assert inside.shape == (1, 2 * 2**spatial_dims, *[SIZE // 2] * spatial_dims)
+    # A patch's pixels lie at one place of the small grid, going in and coming out.
+    corner = (0, slice(0, 2), *[slice(0, 2)] * spatial_dims)
+    place = (0, slice(None), *[0] * spatial_dims)
+    assert torch.equal(noisy[corner].flatten(), inside[place])
+    assert torch.equal(found[corner].flatten(), outside[place])
+
+
+def test_a_generator_of_other_images_than_the_segmenters_is_refused(tmp_path):
+    make_generator(channels=3).save(tmp_path / "model.pt")
+    assert list(load_generator(tmp_path, (3, SIZE, SIZE)).sites) == ["first"]
+    with pytest.raises(InputError, match=r"images \(3, 8, 8\), expected \(3, 16, 16\): the segmenter's"):
+        load_generator(tmp_path, (3, 16, 16))
+
+
+def test_options_of_a_first_and_of_a_later_site():
+    assert first_or_later(None, 5, 2) == 5
+    assert first_or_later("runs/before", 5, 2) == 2
 
 
 def test_a_file_holds_all_that_is_needed(tmp_path):
@@ -216,8 +255,10 @@ def test_an_unknown_site_is_refused_with_the_nearest_name():
     ("options", "message"),
     [
         ({"image_size": 9}, "multiples of 2"),
+        ({"image_size": 10, "patch": 2}, "multiples of 4: features has 2 levels of patches of 2 pixels"),
+        ({"patch": 0}, "found patch 0"),
         ({"conditioning": "class"}, "expected prompt or film"),
-        ({"prediction": "sample"}, "expected epsilon or v_prediction"),
+        ({"prediction": "image"}, "expected one of: epsilon, v_prediction, sample"),
         ({"attention": (False, False)}, "one level or more with attention"),
         ({"features": (8, 12)}, "level of 12 features"),
         ({"schedule": "linear_beta", "schedule_options": {"beta_start": 1e-4, "beta_end": 2e-2}}, "leaves 90% of"),

@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.smdr.scripts.labelling import JointLabels, PseudoLabels, SampleFilter, judge, site_statistics
+from bundles.smdr.scripts.labelling import (
+    JointLabels,
+    PseudoLabels,
+    SampleFilter,
+    choose_labels,
+    judge,
+    site_statistics,
+)
 from shared.errors import InputError
+from shared.files import save_tensors
 from tests.bundles.smdr.tiny_generator import SIZE, TinySite, make_generator
 
 
@@ -61,6 +69,20 @@ def test_the_segmenters_hash_tells_labellers_apart():
     with torch.no_grad():
         two.segmenter.norm.weight[0] += 1e-6
     assert one.settings() != two.settings()
+
+
+def test_the_choice_of_labels_loads_the_segmenter_where_it_labels(tmp_path):
+    trained, fresh = Threshold(), Threshold()
+    with torch.no_grad():
+        trained.norm.weight[0] += 1
+    save_tensors(tmp_path / "model.pt", trained.state_dict())
+    labels = choose_labels("pseudo", fresh, tmp_path / "model.pt")
+    assert labels.settings() == PseudoLabels(trained).settings()
+    assert choose_labels("joint", fresh, tmp_path / "none.pt").settings() == {"labels": "joint"}
+    with pytest.raises(InputError, match=r"found labels 'jont' \(did you mean 'joint'\?\), expected pseudo or joint"):
+        choose_labels("jont", fresh, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"none.pt"):
+        choose_labels("pseudo", fresh, tmp_path / "none.pt")
 
 
 def test_labels_drawn_along_need_a_generator_that_draws_them():

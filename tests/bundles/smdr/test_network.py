@@ -16,6 +16,8 @@ from bundles.smdr.scripts.network import SliceUNet
         (2, (32, 32), {}),
         (2, (50, 37), {"channels": 3, "slices": 1, "classes": 3}),
         (2, (33, 20), {"channels": 2, "slices": 5}),
+        (2, (1, 1), {}),
+        (2, (16, 5), {}),
         (3, (18, 21, 7), {"widths": (4, 8, 16), "classes": 4}),
     ],
 )

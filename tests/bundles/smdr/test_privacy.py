@@ -11,7 +11,7 @@ import torch
 
 from bundles.smdr.scripts.labelling import PseudoLabels, SampleFilter
 from bundles.smdr.scripts.loading import prepare_generator
-from bundles.smdr.scripts.privacy import foreign_files
+from bundles.smdr.scripts.privacy import check_private, foreign_files
 from bundles.smdr.scripts.replay import make_replay
 from shared.errors import InputError
 from shared.files import read_json, save_json, save_tensors
@@ -112,6 +112,19 @@ def test_an_index_cannot_vouch_for_files_elsewhere(run_dir, tmp_path):
     entry = {**content["samples"][0], "file": "../../patient.npz"}
     save_json(index, {**content, "samples": [*content["samples"], entry]})
     assert [f.split(":")[0] for f in foreign_files(run_dir)] == ["patient.npz"]
+
+
+def test_the_check_leaves_a_record_or_names_what_it_found(run_dir, tmp_path):
+    check_private([run_dir], tmp_path / "record.json")
+    record = read_json(tmp_path / "record.json")
+    assert record["foreign_files"] == []
+    assert record["files_looked_at"][str(run_dir)] > 10
+    (tmp_path / "record.json").unlink()
+    for number in range(4):
+        (run_dir / f"case{number}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"case0.png: neither.*case1.png.*case2.png.* and 1 more: expected generated"):
+        check_private([run_dir], tmp_path / "record.json")
+    assert not (tmp_path / "record.json").exists()
 
 
 def test_a_missing_folder_is_refused():

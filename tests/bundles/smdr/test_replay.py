@@ -231,3 +231,23 @@ def test_samples_need_no_pickle(tmp_path):
     with np.load(tmp_path / "sample_0000000.npz", allow_pickle=False) as arrays:
         assert arrays["image"].dtype == np.float16
         assert arrays["label"].dtype == np.uint8
+
+
+class Nothing(torch.nn.Module):
+    """Finds foreground in every other image of a batch."""
+
+    def forward(self, images):
+        score = torch.full_like(images[:, :1], -9.0)
+        score[::2, :, 2:5, 2:5] = 9.0
+        return torch.cat([-score, score], dim=1)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 4), (0.2, 2), (0.0, 0)])
+def test_no_more_samples_are_empty_than_images_of_the_site(tmp_path, share, expected):
+    generator = make_generator()
+    generator.sites["first"] = {**known_of_site(), "empty": share}
+    make_replay(generator, "first", tmp_path, PseudoLabels(Nothing()), **{**OPTIONS, "count": 8})
+    index = read_json(tmp_path / INDEX)
+    assert sum(entry["area"] == 0 for entry in index["samples"]) == expected
+    assert sum(index["dropped"].values()) == index["drawn"] - 8
+    assert set(index["dropped"]) <= {"one more empty", "empty"}

@@ -47,6 +47,7 @@ def make_generator(site: str | None = "first", **options: Any) -> SiteDiffusion:
         "head_channels": 8,
         "tokens": 3,
         "token_size": 12,
+        "pretended": 0,
         "timesteps": 10,
         "schedule": "cosine",
     }

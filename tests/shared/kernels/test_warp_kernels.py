@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from shared.fields import compose, exponentiate
 from shared.kernels import warp_backend
 from shared.kernels.backend import _choose
+from shared.kernels.ordered_adjoint import ordered_image_adjoint
 from shared.warp import warp
 
 pytestmark = pytest.mark.skipif(warp_backend().name != "cpp", reason=f"no compiled kernels: {warp_backend().reason}")
@@ -148,11 +149,11 @@ TELL = "from shared.kernels import warp_backend; print(*warp_backend())"
 
 def test_without_a_compiler_grid_sample_warps_and_the_reason_is_told(tmp_path):
     found = run(TELL, REGISTRATION_KERNELS_CACHE=str(tmp_path), CXX="no-such-compiler")
-    assert found.stdout.startswith("torch the compiled kernels cannot be built"), found.stderr
+    assert found.stdout.startswith("torch the kernels cannot be built"), found.stderr
     assert "no-such-compiler" in found.stdout
-    asked = run(TELL, REGISTRATION_KERNELS_CACHE=str(tmp_path), CXX="no-such-compiler", WARP_BACKEND="cpp")
+    asked = run(TELL, REGISTRATION_KERNELS_CACHE=str(tmp_path), CXX="no-such-compiler", WARP_BACKEND="compiled")
     assert asked.returncode != 0
-    assert "found WARP_BACKEND=cpp, but the kernels cannot be built" in asked.stderr
+    assert "found WARP_BACKEND=compiled, but the kernels cannot be built" in asked.stderr
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path):
@@ -162,11 +163,24 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
     )
     compiler.chmod(0o755)
     found = run(TELL, REGISTRATION_KERNELS_CACHE=str(tmp_path / "cache"), CXX=str(compiler))
-    assert found.stdout.startswith("torch the compiled kernels cannot be built: the compiler failed"), found.stderr
+    assert found.stdout.startswith("torch the kernels cannot be built: the compiler failed"), found.stderr
     assert not list((tmp_path / "cache").glob("*.so"))
 
 
 def test_the_environment_chooses():
-    assert _choose("torch").name == "torch"
-    with pytest.raises(ValueError, match="found WARP_BACKEND=cuda, expected one of auto, torch, cpp"):
-        _choose("cuda")
+    assert _choose("torch", "cpu").name == "torch"
+    assert _choose("auto", "xpu") == ("torch", "there are no kernels for xpu")
+    with pytest.raises(ValueError, match="found WARP_BACKEND=cuda, expected one of auto, torch, compiled"):
+        _choose("cuda", "cpu")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+@pytest.mark.parametrize("nearest", [False, True])
+def test_ordered_adjoint_is_the_adjoint(shape, padding_mode, nearest):
+    image, field = make(shape, 4.0)
+    grad = torch.randn(max(len(image), len(field)), image.shape[1], *field.shape[2:], dtype=torch.float64)
+    border = padding_mode == "border"
+    expected = torch.ops.registration.warp_image_adjoint(grad, image, field, nearest, border)
+    found = ordered_image_adjoint(grad, image, field, nearest, border)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

@@ -1,0 +1,233 @@
+"""From files to files: what is written is one transform, seen alike by us and by ITK."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from shared.data.images import read_voxels
+from shared.quality_check import mutual_information
+from shared.register import NetworkField, register
+from shared.transform_io import Transform, read_point_file, read_transform, write_image, write_transform
+from tests.itk_peer import itk_points, itk_transform, itk_warped
+from tests.shared.register.pairs import known_pair, write_points
+
+IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data"
+WRITTEN = {
+    "affine.txt",
+    "fixed_points_in_moving.csv",
+    "inverse_transform.h5",
+    "inverse_transform.nii.gz",
+    "metrics.json",
+    "qc.png",
+    "transform.h5",
+    "transform.nii.gz",
+    "warped.nii.gz",
+    "warped_label.nii.gz",
+    "warped_points.csv",
+}
+
+
+@pytest.fixture(scope="module", params=[3, 2], ids=["3D", "2D"])
+def done(request, tmp_path_factory):
+    """An oblique, flipped, anisotropic pair on different grids, registered from a file's affine."""
+    folder = tmp_path_factory.mktemp(f"pair{request.param}d")
+    pair, truth = known_pair(folder, request.param)
+    points = pair.points(12)
+    write_points(folder / "fixed.csv", points.numpy())
+    write_points(folder / "moving.csv", truth.move(points).numpy())
+    write_transform(folder / "start.txt", Transform((pair.affine,)))
+    files = {f"{side}_{role}": folder / f"{side}_{role}.nii.gz" for side in ("fixed", "moving") for role in ("label",)}
+    result = register(
+        folder / "fixed.nii.gz",
+        folder / "moving.nii.gz",
+        folder / "out",
+        init=folder / "start.txt",
+        fixed_points=folder / "fixed.csv",
+        moving_points=folder / "moving.csv",
+        **files,
+    )
+    return folder, pair, truth, result
+
+
+def test_everything_is_written_and_better_than_before(done):
+    folder, _, _, result = done
+    assert {path.name for path in (folder / "out").iterdir()} == WRITTEN
+    assert json.loads((folder / "out" / "metrics.json").read_text()) == result
+    scores = result["scores"]
+    assert scores["similarity"] > scores["similarity_before"] + 0.02
+    assert scores["tre_mm"] < 0.5 * scores["tre_mm_before"]
+    assert scores["dice"] > scores["dice_before"] + 0.1
+    assert scores["folds_percent"] <= 0.01
+    assert result["verdict"] == "ok", result["reasons"]
+
+
+@pytest.mark.parametrize("name", ["transform.h5", "transform.nii.gz"])
+def test_the_warped_image_is_what_itk_makes_of_the_transform(done, name):
+    folder, pair, _, _ = done
+    ours = nib.load(folder / "out" / "warped.nii.gz")
+    np.testing.assert_allclose(ours.affine, nib.load(folder / "fixed.nii.gz").affine, atol=1e-6)
+    warped = np.asarray(ours.dataobj)
+    theirs = itk_warped(
+        folder / "moving.nii.gz", folder / "fixed.nii.gz", itk_transform(folder / "out" / name, pair.dims)
+    )
+    inside = pair.interior(read_transform(folder / "out" / name, pair.dims))
+    assert inside.mean() > 0.25
+    assert np.abs(warped - theirs)[inside].max() < 1e-3 * np.ptp(warped)
+
+
+def test_points_agree_with_itk(done):
+    folder, pair, _, _ = done
+    out = folder / "out"
+    points = pair.points(12)
+    moved = read_point_file(out / "fixed_points_in_moving.csv", pair.dims).world(None).numpy()
+    theirs = itk_points(itk_transform(out / "transform.h5", pair.dims), points.numpy())
+    np.testing.assert_allclose(moved, theirs, atol=1e-3)
+
+
+def test_the_inverse_leads_back(done):
+    folder, pair, truth, result = done
+    out, voxel = folder / "out", float(np.prod(pair.fixed.spacing_mm) ** (1 / pair.dims))
+    points = pair.points(200)
+    there = read_transform(out / "transform.h5", pair.dims).move(points)
+    seen = pair.moving.holds(pair.moving.to_voxels(there))
+    assert seen.sum() > 100
+    for name in ("inverse_transform.h5", "inverse_transform.nii.gz"):
+        back = read_transform(out / name, pair.dims).move(there[seen])
+        error = (back - points[seen]).norm(dim=1) / voxel
+        assert float(error.quantile(0.95)) < 0.1, name
+        assert float(error.max()) < 0.25, name
+    landed = read_point_file(out / "warped_points.csv", pair.dims).world(None)
+    again = read_transform(out / "transform.h5", pair.dims).move(landed)
+    assert float((again - truth.move(pair.points(12))).norm(dim=1).max()) < 0.1 * voxel
+    assert 0 <= result["scores"]["round_trip_mm"] <= result["scores"]["round_trip_max_mm"]
+    assert result["scores"]["inverse_residual_mm"] >= 0
+
+
+def test_labels_keep_their_type_and_the_affine_is_the_start(done):
+    folder, pair, _, result = done
+    label = nib.load(folder / "out" / "warped_label.nii.gz")
+    assert label.get_data_dtype() == np.uint8
+    assert set(np.unique(np.asarray(label.dataobj))) <= {0, 1, 2, 3}
+    assert set(result["labels"]) == {"1", "2", "3"}
+    np.testing.assert_allclose(
+        read_transform(folder / "out" / "affine.txt").affine.matrix, pair.affine.matrix, atol=1e-6
+    )
+
+
+def test_the_picture_has_its_size(done):
+    from PIL import Image
+
+    folder, pair, _, _ = done
+    with Image.open(folder / "out" / "qc.png") as picture:
+        width, height = picture.size
+        pixels = np.asarray(picture.convert("RGB"))
+    assert width == 1754
+    assert abs(height - {3: 523, 2: 328}[pair.dims]) <= 2
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+
+
+def test_points_outside_are_kept_and_counted(tmp_path):
+    pair, truth = known_pair(tmp_path, 2)
+    points = pair.points(4).numpy()
+    points[0] = [500.0, 500.0]
+    write_points(tmp_path / "fixed.csv", points)
+    write_points(tmp_path / "moving.csv", truth.move(torch.from_numpy(points)).numpy())
+    said: list[str] = []
+    result = register(
+        tmp_path / "fixed.nii.gz",
+        tmp_path / "moving.nii.gz",
+        tmp_path / "out",
+        fixed_points=tmp_path / "fixed.csv",
+        moving_points=tmp_path / "moving.csv",
+        guide="points",
+        optimise=3,
+        init="none",
+        say=said.append,
+    )
+    assert "1 of 4 fixed points lie outside the fixed image: they are kept" in said
+    assert result["points"]["fixed"] == {"count": 4, "outside": 1}
+    assert result["points"]["warped_points"]["count"] == 4
+    assert len((tmp_path / "out" / "warped_points.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("init", ["centre", "rigid"])
+def test_starts_without_optimisation_are_one_affine(tmp_path, init):
+    pair, _ = known_pair(tmp_path, 2)
+    register(tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", init=init, optimise=0)
+    whole = read_transform(tmp_path / "out" / "transform.h5", 2)
+    points = pair.points(5)
+    affine = read_transform(tmp_path / "out" / "affine.txt", 2)
+    torch.testing.assert_close(whole.move(points), affine.move(points))
+
+
+def test_a_network_gives_the_start(tmp_path):
+    pair, truth = known_pair(tmp_path, 2)
+    files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
+    seen = []
+
+    def field(images: torch.Tensor) -> torch.Tensor:
+        from shared.transform_io import network_grid
+
+        seen.append(tuple(images.shape))
+        grid = network_grid(pair.fixed, (24, 20))
+        return truth.ddf(grid, grid)
+
+    good = register(
+        *files, tmp_path / "a", init="none", optimise=0, network=NetworkField(field, (24, 20), name="oracle")
+    )
+    assert seen == [(1, 2, 24, 20)]
+    assert good["scores"]["similarity"] > good["scores"]["similarity_before"]
+    assert any(line.startswith("oracle: normalised mutual information") for line in good["log"])
+    write_transform(tmp_path / "truth.h5", truth)
+
+    def wild(images: torch.Tensor) -> torch.Tensor:
+        return 6 * torch.randn(1, 2, 24, 20, generator=torch.Generator().manual_seed(0))
+
+    start = {"init": tmp_path / "truth.h5", "optimise": 0}
+    kept = register(*files, tmp_path / "b", **start, network=NetworkField(wild, (24, 20)))
+    assert any("left out, its field makes the pair less alike" in line for line in kept["log"])
+    points = pair.points(9)
+    reached = read_transform(tmp_path / "b" / "transform.h5", 2).move(points)
+    assert float((reached - truth.move(points)).norm(dim=1).max()) < 1e-3
+
+
+def test_other_formats(tmp_path):
+    known_pair(tmp_path)
+    for name, source in (("fixed.mha", "fixed.nii.gz"), ("moving.nrrd", "moving.nii.gz")):
+        write_image(tmp_path / name, *read_voxels(tmp_path / source))
+    options = {"init": "none", "optimise": 0}
+    plain = register(tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "a", **options)
+    other = register(tmp_path / "fixed.mha", tmp_path / "moving.nrrd", tmp_path / "b", **options)
+    ours, theirs = (np.asarray(nib.load(tmp_path / out / "warped.nii.gz").dataobj) for out in "ab")
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    assert other["scores"]["similarity"] == pytest.approx(plain["scores"]["similarity"], abs=1e-4)
+
+
+def test_two_numbers_agree_with_theory():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(20_000)
+    assert mutual_information(x, x) == pytest.approx(2.0)
+    assert mutual_information(x, rng.standard_normal(20_000)) < 1.03
+    assert np.isnan(mutual_information(x[:5], x[:5]))
+
+
+@pytest.mark.skipif(not IMAGES.is_dir(), reason=f"no real images at {IMAGES}")
+def test_a_real_pair(tmp_path):
+    folder = IMAGES / "brain_mr_ptbp_slab"
+    result = register(
+        folder / "child_1_t1.nii.gz",
+        folder / "child_3_t1.nii.gz",
+        tmp_path / "out",
+        fixed_label=folder / "child_1_label.nii.gz",
+        moving_label=folder / "child_3_label.nii.gz",
+        optimise=15,
+    )
+    assert result["scores"]["dice"] > result["scores"]["dice_before"]
+    assert result["scores"]["folds_percent"] <= 0.01
+    assert result["verdict"] == "ok", result["reasons"]
