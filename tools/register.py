@@ -8,8 +8,6 @@ from typing import Any
 import torch
 
 from shared.errors import InputError
-from shared.register import register as register_files
-from shared.register import summary
 
 from .flags import literal_flags, plain_warnings
 
@@ -118,6 +116,10 @@ def register(
         device: auto, cpu, cuda, cuda:1.
         strict: end with exit code 2 where the verdict is failed.
     """
+    # Not above: MONAI takes seconds to import, and the other commands do without.
+    from shared.register import register as register_files
+    from shared.register import summary
+
     _number("optimise", optimise, whole=True)
     _number("time_limit", time_limit)
     _number("memory_gb", memory_gb)
@@ -153,12 +155,7 @@ def register(
             say=_say,
             progress=True,
         )
-    print(_described(result, out))
+    reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
+    print(f"{summary(result['scores'])}\nverdict: {result['verdict']}{reasons}\nwritten to {out}")
     if strict and result["verdict"] == "failed":
         sys.exit(2)
-
-
-def _described(result: dict[str, Any], out: str) -> str:
-    """Return the scores and the verdict in a few lines."""
-    reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
-    return f"{summary(result['scores'])}\nverdict: {result['verdict']}{reasons}\nwritten to {out}"
