@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from shared.errors import InputError
+from shared.register import register as register_files
+from shared.register import summary
 
 from .flags import literal_flags, plain_warnings
 
@@ -116,10 +118,6 @@ def register(
         device: auto, cpu, cuda, cuda:1.
         strict: end with exit code 2 where the verdict is failed.
     """
-    # Not above: MONAI takes seconds to import, and the other commands do without.
-    from shared.register import register as register_files
-    from shared.register import summary
-
     _number("optimise", optimise, whole=True)
     _number("time_limit", time_limit)
     _number("memory_gb", memory_gb)
