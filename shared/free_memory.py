@@ -11,7 +11,7 @@ __all__ = ["free_bytes"]
 
 
 def free_bytes(device: torch.device | None = None) -> float:
-    """Return what a CUDA device, or for None and the CPU the host, has free; all of the host's where it does not say."""
+    """Return what a CUDA device, or for None and the CPU the host, has free: all of a host that does not say."""
     if device is not None and device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:
