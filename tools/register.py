@@ -153,12 +153,7 @@ def register(
             say=_say,
             progress=True,
         )
-    print(_described(result, out))
+    reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
+    print(f"{summary(result['scores'])}\nverdict: {result['verdict']}{reasons}\nwritten to {out}")
     if strict and result["verdict"] == "failed":
         sys.exit(2)
-
-
-def _described(result: dict[str, Any], out: str) -> str:
-    """Return the scores and the verdict in a few lines."""
-    reasons = "".join(f"\n  {reason}" for reason in result["reasons"])
-    return f"{summary(result['scores'])}\nverdict: {result['verdict']}{reasons}\nwritten to {out}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import InputError
+from ..free_memory import free_bytes
 from ..transform_io import Grid
 from .descent import Stiffness
 from .lattice import coarser
@@ -117,7 +116,7 @@ def fit_to_memory(
     Raises:
         InputError: the fixed image alone is too large.
     """
-    free = settings.memory_gb * 2**30 if settings.memory_gb is not None else 0.8 * _free_bytes(device)
+    free = settings.memory_gb * 2**30 if settings.memory_gb is not None else 0.8 * free_bytes(device)
     whole = float(np.prod(fixed.shape)) * PER_FIXED_VOXEL * 4
     if whole > free:
         raise InputError(
@@ -146,13 +145,3 @@ def fit_to_memory(
 
 def _level_bytes(fixed: Grid, spacing_mm: float, similarity: str) -> float:
     return float(np.prod(coarser(fixed, spacing_mm).shape)) * PER_VOXEL[similarity] * 4
-
-
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")

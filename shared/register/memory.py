@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from math import ceil, prod
-from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..free_memory import free_bytes
 from ..transform_io import Grid
 from .inputs import Pair, Side
 
@@ -33,7 +32,7 @@ def check_memory(pair: Pair, memory_gb: float | None = None) -> tuple[int, str]:
         InputError: the images alone are too large.
     """
     sizes = [prod(side.grid.shape) for side in (pair.fixed, pair.moving)]
-    free = memory_gb * 1e9 if memory_gb is not None else 0.9 * _free_bytes()
+    free = memory_gb * 1e9 if memory_gb is not None else 0.9 * free_bytes()
     # A small pair works in less than the general part; whatever is free then has to do.
     base = min(_BASE, 300.0 * sum(sizes))
 
@@ -51,14 +50,6 @@ def check_memory(pair: Pair, memory_gb: float | None = None) -> tuple[int, str]:
         f"{estimate}: the fields are found and kept on voxels {found} times as long as those of the images; "
         "warped images have their full size"
     )
-
-
-def _free_bytes() -> float:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
 
 
 def thin_grid(grid: Grid, k: int) -> Grid:

@@ -166,6 +166,21 @@ def test_starts_without_optimisation_are_one_affine(tmp_path, init):
     torch.testing.assert_close(whole.move(points), affine.move(points))
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_optimisation_goes_on_from_a_composite(tmp_path, d):
+    pair, truth = known_pair(tmp_path, d)
+    write_transform(tmp_path / "truth.h5", truth)
+    result = register(
+        tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", init=tmp_path / "truth.h5", optimise=10
+    )
+    assert "start: read from truth.h5" in result["log"]
+    points = pair.points(30)
+    reached = read_transform(tmp_path / "out" / "transform.h5", d).move(points)
+    error = (reached - truth.move(points)).norm(dim=1)
+    assert float(error.mean()) < 0.3 * float((truth.move(points) - points).norm(dim=1).mean())
+    assert float(error.mean()) < 1.0
+
+
 def test_a_network_gives_the_start(tmp_path):
     pair, truth = known_pair(tmp_path, 2)
     files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
