@@ -1,4 +1,4 @@
-"""``python -m tools COMMAND``: apply, chain, compare, register, report; ``--help`` after a command tells more."""
+"""``python -m tools COMMAND``: apply, chain, compare, package, register, report; ``--help`` after one tells more."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from .chain import Chain
 from .compare import compare as run_comparison
 from .compare import write_tables
 from .flags import check_flags
+from .package import bundle_names, digest, pack
+from .package_check import check_package
 from .plan import ROOT, load_plan
 from .register import register, register_flags
 from .report import write_report
@@ -161,7 +163,43 @@ def apply(
     print(described(apply_transforms(chain, reference, out, input, interpolation, inverse, onto, frame, format)))
 
 
-COMMANDS = {"apply": apply, "chain": chain, "compare": compare, "register": register, "report": report}
+def package(
+    bundle: str | None = None,
+    out: str = "dist",
+    version: str | None = None,
+    allow_dirty: bool = False,
+    verify: str | None = None,
+    schema: str | None = None,
+) -> None:
+    """Pack a bundle into one zip that runs without the collection, or try such a zip.
+
+    Args:
+        bundle: name of a bundle, or all.
+        out: folder of the zips.
+        version: expected one; by default the metadata's.
+        allow_dirty: pack files that are not committed.
+        verify: a zip, tried in an empty folder: metadata, shapes, TorchScript, a short training, inference.
+        schema: the zoo's metadata schema as a file; by default the one that the metadata names is fetched.
+    """
+    if (bundle is None) == (verify is None):
+        raise InputError("found neither or both of a bundle and --verify, expected one of them")
+    if verify is not None:
+        record = check_package(verify, schema, lambda step: print(f"{step} ...", flush=True))
+        print(f"{verify}: {record['bundle']} {record['version']} of commit {record['commit'][:7]} runs on its own")
+        return
+    for name in bundle_names() if bundle == "all" else [str(bundle)]:
+        path = pack(name, out, None if version is None else str(version), allow_dirty)
+        print(f"{path}  sha256 {digest(path.read_bytes())}")
+
+
+COMMANDS = {
+    "apply": apply,
+    "chain": chain,
+    "compare": compare,
+    "package": package,
+    "register": register,
+    "report": report,
+}
 
 
 def main() -> None:

@@ -14,10 +14,6 @@ from .ordered_adjoint import ordered_image_adjoint
 __all__ = ["use_library", "use_triton"]
 
 _NAME = "registration::warp"
-_LIBRARY = torch.library.Library("registration", "FRAGMENT")
-_LIBRARY.define("warp(Tensor image, Tensor field, bool nearest, bool border, bool add) -> Tensor")
-_LIBRARY.define("warp_field_adjoint(Tensor grad, Tensor image, Tensor field, bool border) -> Tensor")
-_LIBRARY.define("warp_image_adjoint(Tensor grad, Tensor image, Tensor field, bool nearest, bool border) -> Tensor")
 
 
 @cache
@@ -35,9 +31,12 @@ def use_triton() -> None:
     """
     from . import warp_triton
 
+    if getattr(torch.ops.registration, "has_cuda", False):
+        return
     _LIBRARY.impl("warp", warp_triton.sample, "CUDA")
     _LIBRARY.impl("warp_field_adjoint", warp_triton.field_adjoint, "CUDA")
     _LIBRARY.impl("warp_image_adjoint", _cuda_image_adjoint, "CUDA")
+    torch.ops.registration.has_cuda = True
 
 
 def _cuda_image_adjoint(grad: Tensor, image: Tensor, field: Tensor, nearest: bool, border: bool) -> Tensor:
@@ -103,11 +102,25 @@ def _join(tensor: Tensor, axis: int | None, count: int, batch: int) -> Tensor:
     return full.expand(count, batch, *full.shape[2:]).reshape(count * batch, *full.shape[2:]).contiguous()
 
 
-torch.library.register_fake(_NAME, _fake_warp)
-torch.library.register_fake(f"{_NAME}_field_adjoint", _fake_field_adjoint)
-torch.library.register_fake(f"{_NAME}_image_adjoint", _fake_image_adjoint)
-torch.library.register_autograd(_NAME, _backward, setup_context=_keep)
-torch.library.register_autograd(f"{_NAME}_field_adjoint", _no_second_gradient)
-torch.library.register_autograd(f"{_NAME}_image_adjoint", _no_second_gradient)
-if hasattr(torch.library, "register_vmap"):  # torch 2.5
-    torch.library.register_vmap(_NAME, _batch_warp)
+def _define() -> torch.library.Library:
+    """Define the operators, once a process: a host of several bundles loads a copy of this file with each."""
+    defined = getattr(torch.ops.registration, "definition", None)
+    if defined is not None:
+        return defined
+    library = torch.library.Library("registration", "FRAGMENT")
+    library.define("warp(Tensor image, Tensor field, bool nearest, bool border, bool add) -> Tensor")
+    library.define("warp_field_adjoint(Tensor grad, Tensor image, Tensor field, bool border) -> Tensor")
+    library.define("warp_image_adjoint(Tensor grad, Tensor image, Tensor field, bool nearest, bool border) -> Tensor")
+    torch.library.register_fake(_NAME, _fake_warp)
+    torch.library.register_fake(f"{_NAME}_field_adjoint", _fake_field_adjoint)
+    torch.library.register_fake(f"{_NAME}_image_adjoint", _fake_image_adjoint)
+    torch.library.register_autograd(_NAME, _backward, setup_context=_keep)
+    torch.library.register_autograd(f"{_NAME}_field_adjoint", _no_second_gradient)
+    torch.library.register_autograd(f"{_NAME}_image_adjoint", _no_second_gradient)
+    if hasattr(torch.library, "register_vmap"):  # torch 2.5
+        torch.library.register_vmap(_NAME, _batch_warp)
+    torch.ops.registration.definition = library  # outlives a host that drops this module
+    return library
+
+
+_LIBRARY = _define()

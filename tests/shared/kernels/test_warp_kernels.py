@@ -144,6 +144,24 @@ def run(code, **environment):
     )
 
 
+def test_a_second_copy_of_the_package_uses_the_operators_of_the_first():
+    code = """
+import importlib, sys, torch
+from shared.warp import warp
+image, field = torch.rand(1, 1, 5, 5, 5), torch.rand(1, 3, 5, 5, 5)
+first = warp(image, field)
+for name in [n for n in sys.modules if n.startswith("shared")]:
+    del sys.modules[name]
+del warp
+import gc; gc.collect()
+again = importlib.import_module("shared.warp").warp(image, field.requires_grad_())
+again.sum().backward()
+print(torch.equal(first, again), float(field.grad.abs().sum()) > 0)
+"""
+    found = run(code)
+    assert found.stdout.split() == ["True", "True"], found.stderr
+
+
 TELL = "from shared.kernels import warp_backend; print(*warp_backend())"
 
 
