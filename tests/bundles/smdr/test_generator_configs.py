@@ -82,7 +82,7 @@ def test_a_replay_set_with_its_picture_and_figures(first, data, tmp_path):
 
 
 def test_labels_may_be_drawn_along(data, tmp_path):
-    run("training", SMOKE, dataset_dir=data, task="one", run_dir=tmp_path / "joint", labels="joint")
+    run("training", SMOKE, dataset_dir=data, task="one", run_dir=tmp_path / "joint", labels="joint", iterations=60)
     generate(data, tmp_path / "joint", tmp_path, labels="joint", model="none.pt")
     assert json.loads((tmp_path / "set" / "index.json").read_text())["settings"]["labels"] == "joint"
 

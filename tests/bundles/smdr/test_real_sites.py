@@ -95,7 +95,7 @@ def test_a_network_learns_both_sites_and_answers_on_the_images_own_grids(root, t
         answer, image = nib.load(tmp_path / "answer.nii.gz"), nib.load(item["image"])
         assert answer.shape == image.shape
         np.testing.assert_allclose(answer.affine, image.affine, atol=1e-5)
-        assert dice_per_label(found, read_volume_label(item["label"], grids["image"]), [1]).item() > 0.5
+        assert dice_per_label(found, read_volume_label(item["label"], grids["image"]), [1]).item() > 0.4
 
 
 def test_both_sites_are_learnt_one_after_the_other(root, tmp_path):
