@@ -5,11 +5,13 @@ from pathlib import Path
 from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
 from shared.data.pooled import pooled_pairs
+from shared.data.validation import validation_pairs
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.export import export_network
 from shared.handlers import TrainingLog
+from shared.host_run import HostRun
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
 from shared.scoring import evaluate_tasks
@@ -36,6 +38,7 @@ __all__ = [
     "SAMCL",
     "SI",
     "ContinualTrainer",
+    "HostRun",
     "LKUNet",
     "LwF",
     "PairDataset",
@@ -58,5 +61,6 @@ __all__ = [
     "report_input_errors",
     "start_processes",
     "stop_processes",
+    "validation_pairs",
     "validation_title",
 ]

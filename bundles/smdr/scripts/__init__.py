@@ -6,9 +6,11 @@ from shared.continual import EWC, SI, Sequential
 from shared.data.embedded import load_sites
 from shared.data.pooled import pooled_slices
 from shared.data.slice_dataset import SliceDataset, VolumeDataset
+from shared.data.validation import validation_volumes
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.handlers import TrainingLog
+from shared.host_run import HostRun
 from shared.weights import load_weights
 
 from .assessment import assess_replay, sample_sheet
@@ -39,6 +41,7 @@ __all__ = [
     "DenoisingLoss",
     "ExemplarMemory",
     "GeneratorTrainer",
+    "HostRun",
     "LabelOnImaged",
     "LoadVolumed",
     "LwF",
@@ -74,4 +77,5 @@ __all__ = [
     "start_processes",
     "stop_processes",
     "validation_title",
+    "validation_volumes",
 ]
