@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared.atlas import AtlasInferer, LoadAtlasPairsd, PropagateLabelsd, atlas_choices
 from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
 from shared.data.pooled import pooled_pairs
@@ -37,11 +38,14 @@ __all__ = [
     "MER",
     "SAMCL",
     "SI",
+    "AtlasInferer",
     "ContinualTrainer",
     "HostRun",
     "LKUNet",
+    "LoadAtlasPairsd",
     "LwF",
     "PairDataset",
+    "PropagateLabelsd",
     "RegistrationEvaluator",
     "RegistrationObjective",
     "ReservoirMemory",
@@ -50,6 +54,7 @@ __all__ = [
     "SymmetricCascade",
     "TrainingLog",
     "VelocityInferer",
+    "atlas_choices",
     "evaluate_tasks",
     "export_network",
     "load_pairs",
