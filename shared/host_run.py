@@ -83,16 +83,16 @@ class HostRun:
         if self.cases is None or self._init_from is not None:
             return self._init_from
         if not self.model.is_file():
-            self._say(f"{self.model}: no such file; the training starts afresh")
+            self.say(f"{self.model}: no such file; the training starts afresh")
             return None
         if not self.rehearses:
             return self.model
         for folder in sorted(self.model.parents[1].glob("runs/*"), reverse=True):
             run = RunDirectory(folder, read_only=True)
             if run.is_done() and filecmp.cmp(run.model, self.model, shallow=False):
-                self._say(f"{folder}: the training starts from this run and rehearses from its memory")
+                self.say(f"{folder}: the training starts from this run and rehearses from its memory")
                 return folder
-        self._say(
+        self.say(
             f"{self.model}: found no run in {self.bundle_root / 'runs'} that made these weights, so there is no memory "
             "of what they learnt before: earlier tasks are not rehearsed"
         )
@@ -130,9 +130,10 @@ class HostRun:
         if self.model.is_file():
             _copy(self.model, self.model.with_name("model_previous.pt"))
         _copy(RunDirectory(run_dir, read_only=True).model, self.model)
-        self._say(f"{self.model}: renewed; the former weights are in model_previous.pt")
+        self.say(f"{self.model}: renewed; the former weights are in model_previous.pt")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line for the host's log, once."""
         if is_first_rank():
             print(text, flush=True)
 

@@ -32,6 +32,8 @@ if request["validate"] is not None:
 files = {"meta_file": bundle + "/configs/metadata.json", "config_file": bundle + "/configs/train.json"}
 monai.bundle.run(run_id="run", init_id=None, final_id=None, **files, **overrides)
 """
+# Of a generator after two steps, everything is kept.
+ANY_SAMPLE = {"min_confidence": 0.0, "area_slack": 1e6}
 PLACES = [
     ((10, 11, 12), {}),
     ((14, 9, 8), {"spacing_mm": (1.5, 2.5, 3.0), "order": (1, 0, 2), "flip": (-1, 1, 1), "origin_mm": (0, 19, 0)}),
@@ -47,8 +49,11 @@ def bundle(request, tmp_path):
     ignored = shutil.ignore_patterns("data", "runs", "output", "__pycache__", "model_previous.pt")
     shutil.copytree(runs.ROOT / "bundles" / request.param, folder, ignore=ignored)
     path = folder / "configs" / "train.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "iterations": 3, "batch_size": 2}))
+    config = {**json.loads(path.read_text()), "iterations": 3, "batch_size": 2}
+    if "rehearsal" in config:
+        config["rehearsal"]["generator_options"] = {"iterations": 2, "batch_size": 2}
+        config["rehearsal"]["replay_options"] = {"count": 2, "steps": 2, "sampling_batch_size": 2, **ANY_SAMPLE}
+    path.write_text(json.dumps(config))
     return folder
 
 
@@ -94,7 +99,7 @@ def test_two_requests_renew_the_bundles_model_twice(bundle, cases):
         # From the bundle's weights, not afresh: a few steps change little.
         distance = sum((first[name] - second[name]).abs().mean() for name in first)
         assert distance < 0.1 * sum(value.abs().mean() for value in first.values())
-    result = train(bundle, cases, [])
+    result = train(bundle, cases[2:], [])
     assert result.returncode == 0, result.stdout + result.stderr
     assert "validation: nothing to score: no image was held back" in result.stdout
     assert same(weights(previous), second)
@@ -104,8 +109,12 @@ def test_two_requests_renew_the_bundles_model_twice(bundle, cases):
         index = next((bundle / "runs" / "labelled_0002" / "memory" / "rank0").glob("index_*.json"))
         assert json.loads(index.read_text())["seen"] == 12 + 6
     if bundle.name == "smdr":
+        assert "rehearsed from the bundle's generator: labelled_0001" in result.stdout
+        assert "labelled_0002: generated slices of these cases, for later trainings" in result.stdout
+        # Nothing of a patient: weights, statistics and generated samples, and no image anywhere else in the bundle.
         assert [line for name in ("runs", "models") for line in foreign_files(bundle / name)] == []
-        assert not [path for path in bundle.rglob("*") if path.suffix in {".nii", ".gz", ".png", ".npz", ".npy"}]
+        images = [path for path in bundle.rglob("*") if path.suffix in {".nii", ".gz", ".png", ".npz", ".npy", ".nrrd"}]
+        assert {path.parent.parent for path in images} == {bundle / "models" / "replay"}
 
 
 @pytest.mark.parametrize("bundle", ["samcl"], indirect=True)

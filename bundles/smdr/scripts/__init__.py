@@ -26,6 +26,7 @@ from .memory import ExemplarMemory
 from .network import SliceUNet
 from .pooling import load_tasks
 from .privacy import check_private
+from .rehearsal import CaseRehearsal
 from .replay import ReplayDataset, make_replay
 from .strategies import ER, SMDR, LwF
 from .trainer import SegmenterTrainer
@@ -38,6 +39,7 @@ __all__ = [
     "EWC",
     "SI",
     "SMDR",
+    "CaseRehearsal",
     "DenoisingLoss",
     "ExemplarMemory",
     "GeneratorTrainer",
