@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.label.conftest import BUNDLES
-from tests.label.server import PYTHON
+from tests.label.server import PYTHON, dice
 
 pytestmark = [
     pytest.mark.label,
@@ -50,8 +50,6 @@ def test_an_alignment_brings_such_an_image_back(server, cases, tmp_path):
     nib.save(nib.Nifti1Image(image.dataobj, affine), tmp_path / "far.nii.gz")
     answer = server.infer("samcl", file=tmp_path / "far.nii.gz", init="auto").image(tmp_path)
     near = server.infer("samcl", image="brain").image(tmp_path)
-    from tests.label.server import dice
-
     assert dice(np.asarray(answer.dataobj), np.asarray(near.dataobj)) > 0.9
 
 
@@ -77,14 +75,14 @@ def test_an_unknown_atlas_or_option(refused, model):
     refused(model, "found init 'best'", image="brain", init="best")
 
 
-@pytest.mark.parametrize("name", BUNDLES)
-def test_a_2d_image_for_a_3d_model(refused, tmp_path, name):
+def test_a_2d_image_for_a_3d_model(refused, server, tmp_path, model):
     picture = np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.int16)
     nib.save(nib.Nifti1Image(picture, np.eye(4)), tmp_path / "flat.nii.gz")
-    refused(name, "2D image", file=tmp_path / "flat.nii.gz")
+    refused(model, "2D image", file=tmp_path / "flat.nii.gz")
+    assert server.infer("smdr", file=tmp_path / "flat.nii.gz").image(tmp_path).shape[:2] == (40, 50)
 
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_file_that_is_no_image(refused, tmp_path, name):
     (tmp_path / "text.nii.gz").write_text("no image")
-    refused(name, "text", file=tmp_path / "text.nii.gz")
+    refused(name, "not readable as an image", file=tmp_path / "text.nii.gz")
