@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="LABEL_PYTHON names no Python of tests/label/make_environment.sh"),
 ]
 
+# Of a generator after two steps, everything is kept.
+ANY_SAMPLE = {"min_confidence": 0.0, "area_slack": 1e6}
 # Submits the labels, asks, trains, asks again.
 CLIENT = """
 import json, shutil, sys, tempfile, time
@@ -63,7 +65,11 @@ def serve(folder: Path, bundles: list[Path], studies: Path) -> Server:
     for bundle in bundles:
         copies.append(shutil.copytree(bundle, folder / "copies" / bundle.name))
         path = copies[-1] / "configs" / "train.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "iterations": 4}))
+        config = {**json.loads(path.read_text()), "iterations": 4}
+        if "rehearsal" in config:
+            config["rehearsal"]["generator_options"] = {"iterations": 2, "batch_size": 2}
+            config["rehearsal"]["replay_options"] = {"count": 2, "steps": 2, "sampling_batch_size": 2, **ANY_SAMPLE}
+        path.write_text(json.dumps(config))
     return Server(make_app(folder, copies), [b.name for b in bundles], studies, folder / "server.log")
 
 
@@ -135,6 +141,7 @@ def test_segmentation_learns_from_submitted_labels(prostates):
     check_answers(found, server.log.parent / "studies" / "case1.nii.gz", labels["case1"], 0.3)
     bundle = server.log.parent / "copies" / "smdr"
     assert (bundle / "models" / "model_previous.pt").is_file()
+    assert (bundle / "models" / "replay" / "labelled_0001" / "cases.json").is_file(), found["details"]
 
 
 def test_an_empty_label_ends_in_a_sentence_and_the_server_goes_on(prostates, tmp_path):
