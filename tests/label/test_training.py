@@ -26,23 +26,20 @@ pytestmark = [
 ANY_SAMPLE = {"min_confidence": 0.0, "area_slack": 1e6}
 # Submits the labels, asks, trains, asks again.
 CLIENT = """
-import json, shutil, sys, tempfile, time
+import json, sys, time
 from monailabel.client import MONAILabelClient
-url, model, labels, options, image = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:6])
-client = MONAILabelClient(url)
-answers = []
-def ask():  # the client's own files go with it
-    if image:
-        answers.append(f"{tempfile.mkdtemp(dir=sys.argv[6])}/answer.nii.gz")
-        shutil.copy(client.infer(model, image, {"result_dtype": "uint8"})[0], answers[-1])
+url, tmpdir, model, labels, options, image = *sys.argv[1:4], *map(json.loads, sys.argv[4:])
+client = MONAILabelClient(url, tmpdir=tmpdir)  # not the server's: it deletes its files of the same names
+def ask():
+    return [client.infer(model, image, {"result_dtype": "uint8"})[0]] if image else []
 for name, path in labels.items():
     client.save_label(name, path)
-ask()
+answers = ask()
 client.train_start(model, options)
 end = time.monotonic() + 400
 while (status := client.train_status())["status"] in ("SUBMITTED", "RUNNING") and time.monotonic() < end:
     time.sleep(0.5)
-ask()
+answers += ask()
 print(json.dumps({"status": status["status"], "details": list(status["details"]), "answers": answers}))
 """
 
@@ -51,7 +48,7 @@ def train(server: Server, model: str, labels: dict[str, Path], image: str = "", 
     """Return how a training of two epochs ended, and the label maps of an image before and after it."""
     words = json.dumps({name: str(path) for name, path in labels.items()})
     request = json.dumps({"max_epochs": 2, "val_split": 0.0, **options})
-    command = [PYTHON, "-c", CLIENT, server.url, model, words, request, json.dumps(image), str(server.log.parent)]
+    command = [PYTHON, "-c", CLIENT, server.url, str(server.log.parent), model, words, request, json.dumps(image)]
     result = subprocess.run(
         command, env=environment(server.log.parent), capture_output=True, text=True, timeout=600, check=False
     )
