@@ -35,7 +35,8 @@ class Past(Protocol):
 def draw_evenly(past: Past, count: int, generator: torch.Generator) -> list[Sample]:
     """Draw ``count`` samples, as many of each site as of any other; who gives one more is drawn as well.
 
-    With more sites than ``count`` a drawn ``count`` of them give one each. Of one site, different samples as far as it has so many. Without earlier sites, none.
+    With more sites than ``count``, so many of them give one each. Of one site, different samples as far as it has so
+    many. Without earlier sites, none.
     """
     names = list(past.sites)
     if not names:
