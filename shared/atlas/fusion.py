@@ -22,23 +22,33 @@ def local_similarity(fixed: np.ndarray, warped: np.ndarray, window: int = 7) -> 
     Args:
         fixed: (*S).
         warped: (*S).
-        window: edge of the neighbourhood in voxels.
+        window: odd edge of the neighbourhood in voxels.
 
     Returns:
         (*S) float32.
     """
-    x, y = (image.astype(np.float64) - float(image.mean()) for image in (fixed, warped))
+    result = np.empty(fixed.shape, np.float32)
+    # Variances below these are rounding.
+    least = [1e-9 * float(image.var(dtype=np.float64)) for image in (fixed, warped)]
+    means = [float(image.mean(dtype=np.float64)) for image in (fixed, warped)]
+    margin = window // 2
+    for first in range(0, len(fixed), _ROWS):  # some slices at a time, to save memory
+        low = max(0, first - margin)
+        rows = slice(low, first + _ROWS + margin)
+        pair = [image[rows].astype(np.float64) - mean for image, mean in zip((fixed, warped), means, strict=True)]
+        result[first : first + _ROWS] = _squared_correlation(*pair, window, least)[first - low :][:_ROWS]
+    return result
 
+
+def _squared_correlation(x: np.ndarray, y: np.ndarray, window: int, least: Sequence[float]) -> np.ndarray:
     def mean(values: np.ndarray) -> np.ndarray:
         return uniform_filter(values, window, mode="nearest")
 
     mean_x, mean_y = mean(x), mean(y)
     var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
-    cross = mean(x * y) - mean_x * mean_y
-    # Where one of the images is constant to within rounding there is nothing to compare.
-    flat = (var_x <= 1e-9 * x.var()) | (var_y <= 1e-9 * y.var())
-    share = cross**2 / np.where(flat, 1.0, var_x * var_y)
-    return np.where(flat, 0.0, np.clip(share, 0.0, 1.0)).astype(np.float32)
+    flat = (var_x <= least[0]) | (var_y <= least[1])
+    share = (mean(x * y) - mean_x * mean_y) ** 2 / np.where(flat, 1.0, var_x * var_y)
+    return np.where(flat, 0.0, np.clip(share, 0.0, 1.0))
 
 
 def fuse_labels(labels: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = None) -> np.ndarray:

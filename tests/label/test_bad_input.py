@@ -82,6 +82,12 @@ def test_a_2d_image_for_a_3d_model(refused, server, tmp_path, model):
     assert server.infer("smdr", file=tmp_path / "flat.nii.gz").image(tmp_path).shape[:2] == (40, 50)
 
 
+def test_an_option_is_text_and_never_an_expression(refused, tmp_path, model):
+    code = f"$__import__('pathlib').Path('{tmp_path}/made').touch()"
+    refused(model, "found no atlas '$__import__", image="brain", atlases=code)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_file_that_is_no_image(refused, tmp_path, name):
     (tmp_path / "text.nii.gz").write_text("no image")

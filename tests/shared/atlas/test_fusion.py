@@ -35,6 +35,14 @@ def test_slabs_make_no_difference(shape):
     assert np.array_equal(fused, votes.argmax(0))
 
 
+@pytest.mark.parametrize("first", [0, 5, 16, 20, 33])
+def test_similarity_is_the_same_at_the_seams_of_slabs(first):
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((2, 60, 9)) + 100
+    whole, part = local_similarity(x, y), local_similarity(x[first:], y[first:])
+    np.testing.assert_allclose(part[3:], whole[first + 3 :], atol=1e-6)
+
+
 @pytest.mark.parametrize("d", [2, 3])
 def test_similarity_is_the_squared_correlation_around_a_voxel(d):
     rng = np.random.default_rng(1)
