@@ -21,8 +21,6 @@ ignore = ["E203", "E501", "E741", "C408", "N812", "B023"]
 split-on-trailing-comma = false
 [lint.per-file-ignores]
 "__init__.py" = ["F401"]
-# Triton's own spelling of sizes and compile-time constants.
-"scripts/_shared/kernels/warp_triton.py" = ["N803"]
 """
 
 
