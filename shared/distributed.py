@@ -18,6 +18,7 @@ __all__ = [
     "is_first_rank",
     "local_device",
     "on_all_ranks",
+    "process_count",
     "start_processes",
     "stop_processes",
 ]
@@ -32,6 +33,11 @@ def _several() -> bool:
 def is_first_rank() -> bool:
     """Whether this is rank 0, or the one process."""
     return not _several() or dist.get_rank() == 0
+
+
+def process_count() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if _several() else 1
 
 
 def local_device() -> torch.device:

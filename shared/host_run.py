@@ -17,9 +17,9 @@ import numpy as np
 
 from .data.embedded import task_name
 from .data.images import existing, load_voxels
-from .distributed import from_first_rank, is_first_rank
+from .distributed import from_first_rank, is_first_rank, process_count
 from .errors import InputError
-from .files import atomic_path, writable_dir
+from .files import atomic_path, read_json, writable_dir
 from .run_directory import RunDirectory
 
 __all__ = ["HostRun", "is_handed_over"]
@@ -89,12 +89,15 @@ class HostRun:
             return self.model
         for folder in sorted(self.model.parents[1].glob("runs/*"), reverse=True):
             run = RunDirectory(folder, read_only=True)
-            if run.is_done() and filecmp.cmp(run.model, self.model, shallow=False):
+            if not run.is_done() or not filecmp.cmp(run.model, self.model, shallow=False):
+                continue
+            if _processes(run) == process_count():
                 self.say(f"{folder}: the training starts from this run and rehearses from its memory")
                 return folder
+            self.say(f"{folder}: found a run of {_processes(run)} processes, each with a memory of its own")
         self.say(
-            f"{self.model}: found no run in {self.bundle_root / 'runs'} that made these weights, so there is no memory "
-            "of what they learnt before: earlier tasks are not rehearsed"
+            f"{self.model}: found no run in {self.bundle_root / 'runs'} that made these weights with {process_count()} "
+            "process(es), so there is no memory of what they learnt before: earlier tasks are not rehearsed"
         )
         return self.model
 
@@ -136,6 +139,12 @@ class HostRun:
         """Print a line for the host's log, once."""
         if is_first_rank():
             print(text, flush=True)
+
+
+def _processes(run: RunDirectory) -> int:
+    """Return how many processes made a run."""
+    settings = run.path / "settings.json"
+    return int(read_json(settings).get("world", 1)) if settings.is_file() else 1
 
 
 def _new_folder(runs: Path) -> str:

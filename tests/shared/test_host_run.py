@@ -76,6 +76,9 @@ def test_the_run_that_made_the_weights_is_gone_on_from(tmp_path, capsys):
     assert HostRun(data, tmp_path, "brain", rehearses=True).init_from == made
     assert "rehearses from its memory" in capsys.readouterr().out
     assert HostRun(data, tmp_path, "brain").init_from == tmp_path / "models" / "model.pt"
+    (made / "settings.json").write_text(json.dumps({"world": 2}))
+    assert HostRun(data, tmp_path, "brain", rehearses=True).init_from == tmp_path / "models" / "model.pt"
+    assert "found a run of 2 processes, each with a memory of its own" in capsys.readouterr().out
 
 
 def test_the_model_is_renewed_and_the_former_one_kept(tmp_path):
