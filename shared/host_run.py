@@ -56,6 +56,7 @@ class HostRun:
         self.bundle_root, self.rehearses, self.fewest = Path(bundle_root), rehearses, fewest
         self._task, self._init_from = task_name(task), init_from
         self._run_dir: str | None = None
+        self._start: Path | None = None
 
     @property
     def run_dir(self) -> str:
@@ -82,6 +83,11 @@ class HostRun:
         """Where the run starts: what was asked for; for a host's cases, the bundle's model with its memory."""
         if self.cases is None or self._init_from is not None:
             return self._init_from
+        if self._start is None:
+            self._start = self._find_start()
+        return self._start
+
+    def _find_start(self) -> Path | None:
         if not self.model.is_file():
             self.say(f"{self.model}: no such file; the training starts afresh")
             return None
@@ -97,7 +103,7 @@ class HostRun:
             self.say(f"{folder}: found a run of {_processes(run)} processes, each with a memory of its own")
         self.say(
             f"{self.model}: found no run in {self.bundle_root / 'runs'} that made these weights with {process_count()} "
-            "process(es), so there is no memory of what they learnt before: earlier tasks are not rehearsed"
+            "process(es), so there is no memory of what they learnt before"
         )
         return self.model
 

@@ -50,6 +50,8 @@ def bundle(request, tmp_path):
     shutil.copytree(runs.ROOT / "bundles" / request.param, folder, ignore=ignored)
     path = folder / "configs" / "train.json"
     config = {**json.loads(path.read_text()), "iterations": 3, "batch_size": 2}
+    if "past" in config:
+        config["past"]["images"] = 2
     if "rehearsal" in config:
         config["rehearsal"]["generator_options"] = {"iterations": 2, "batch_size": 2}
         config["rehearsal"]["replay_options"] = {"count": 2, "steps": 2, "sampling_batch_size": 2, **ANY_SAMPLE}
@@ -93,6 +95,8 @@ def test_two_requests_renew_the_bundles_model_twice(bundle, cases):
     assert json.loads((bundle / "runs" / "labelled_0001" / "settings.json").read_text())["iterations"] == 6
     second = weights(model)
     assert all(torch.isfinite(value).all() for value in second.values())
+    if bundle.name == "samcl":
+        assert "pairs of what weights that ship have learnt" in result.stdout
     if first is not None:
         assert same(weights(previous), first)
         assert not same(first, second)
@@ -107,7 +111,7 @@ def test_two_requests_renew_the_bundles_model_twice(bundle, cases):
     if bundle.name == "samcl":
         assert "labelled_0001: the training starts from this run and rehearses from its memory" in result.stdout
         index = next((bundle / "runs" / "labelled_0002" / "memory" / "rank0").glob("index_*.json"))
-        assert json.loads(index.read_text())["seen"] == 12 + 6
+        assert json.loads(index.read_text())["seen"] == 2400 + 12 + 6
     if bundle.name == "smdr":
         assert "rehearsed from the bundle's generator: labelled_0001" in result.stdout
         assert "labelled_0002: generated slices of these cases, for later trainings" in result.stdout

@@ -63,6 +63,8 @@ def serve(folder: Path, bundles: list[Path], studies: Path) -> Server:
         copies.append(shutil.copytree(bundle, folder / "copies" / bundle.name))
         path = copies[-1] / "configs" / "train.json"
         config = {**json.loads(path.read_text()), "iterations": 4}
+        if "past" in config:
+            config["past"]["images"] = 2
         if "rehearsal" in config:
             config["rehearsal"]["generator_options"] = {"iterations": 2, "batch_size": 2}
             config["rehearsal"]["replay_options"] = {"count": 2, "steps": 2, "sampling_batch_size": 2, **ANY_SAMPLE}

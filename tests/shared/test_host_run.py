@@ -68,7 +68,7 @@ def test_the_run_that_made_the_weights_is_gone_on_from(tmp_path, capsys):
     save_tensors(tmp_path / "models" / "model.pt", weights(1))
     data = cases(tmp_path)
     assert HostRun(data, tmp_path, "brain", rehearses=True).init_from == tmp_path / "models" / "model.pt"
-    assert "earlier tasks are not rehearsed" in capsys.readouterr().out
+    assert "no memory of what they learnt before" in capsys.readouterr().out
     complete_run(tmp_path / "runs" / "other", weights(2))
     unfinished = complete_run(tmp_path / "runs" / "unfinished", weights(1))
     (unfinished / "done.json").unlink()

@@ -23,6 +23,7 @@ from .gradient_projection import GPM
 from .memory import ReservoirMemory
 from .network import LKUNet
 from .objective import RegistrationObjective, VelocityInferer
+from .past import EmbeddedPast
 from .pooling import load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from .trainer import ContinualTrainer
@@ -40,6 +41,7 @@ __all__ = [
     "SI",
     "AtlasInferer",
     "ContinualTrainer",
+    "EmbeddedPast",
     "HostRun",
     "LKUNet",
     "LoadAtlasPairsd",
