@@ -46,12 +46,9 @@ def push_commands(package: Path, place: str, repo: str | None, assets: list[Path
     if place == "github":
         files = [str(path) for path in (package, *assets)]
         return [["gh", "release", "create", package.stem, *files, "--repo", repo, "--title", title, "--notes", title]]
-    large = [
-        ["hf", "upload", repo, str(path), path.name, "--repo-type", "model", "--commit-message", title]
-        for path in assets
-    ]
+    large = [["hf", "upload", repo, str(path), path.name, "--commit-message", title] for path in assets]
     return [
-        ["hf", "upload", repo, str(unpacked), ".", "--repo-type", "model", "--commit-message", title],
+        ["hf", "upload", repo, str(unpacked), ".", "--commit-message", title],
         *large,
         ["hf", "repo", "tag", "create", repo, package.stem.rpartition("_v")[2]],
     ]

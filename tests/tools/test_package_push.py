@@ -41,7 +41,7 @@ def test_hugging_face_gets_the_unpacked_bundle_and_a_tag(zips, tmp_path, monkeyp
     push(zips["samcl"], "hf", "me/samcl", yes=True, tell=said.append)
     folder = zips["samcl"].with_suffix("") / "samcl"
     assert (folder / "configs" / "metadata.json").is_file()
-    assert said[0] == f"hf upload me/samcl {folder} . --repo-type model --commit-message 'samcl 0.1.0'"
+    assert said[0] == f"hf upload me/samcl {folder} . --commit-message 'samcl 0.1.0'"
     assert said[1] == "hf repo tag create me/samcl 0.1.0"
     assert len(calls.read_text().splitlines()) == 2
 
