@@ -36,7 +36,7 @@ _ASIDE = "propagation"
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A pair on its way: as read, the atlas in the image's frame; as registered, maybe coarser; and the field's grid."""
+    """A pair on its way: as read, the atlas in the image's frame; as registered, maybe coarser; the field's grid."""
 
     atlas: Atlas
     pair: Pair
