@@ -35,8 +35,8 @@ def local_similarity(fixed: np.ndarray, warped: np.ndarray, window: int = 7) -> 
     for first in range(0, len(fixed), _ROWS):  # some slices at a time, to save memory
         low = max(0, first - margin)
         rows = slice(low, first + _ROWS + margin)
-        pair = [image[rows].astype(np.float64) - mean for image, mean in zip((fixed, warped), means, strict=True)]
-        result[first : first + _ROWS] = _squared_correlation(*pair, window, least)[first - low :][:_ROWS]
+        x, y = (image[rows].astype(np.float64) - mean for image, mean in zip((fixed, warped), means, strict=True))
+        result[first : first + _ROWS] = _squared_correlation(x, y, window, least)[first - low :][:_ROWS]
     return result
 
 

@@ -22,7 +22,7 @@ from ..register.inputs import Files, Pair, Side, read_side
 from ..register.memory import check_memory, thinned
 from ..register.search import Found, search
 from ..register.start import GivenField, NetworkField, find_start, network_input
-from ..register.write import pulled, storable_label
+from ..register.write import pulled
 from ..transform_io import Affine, Displacement, Grid
 from ..transform_io import Transform as WorldMap
 from ..transform_io.grid import network_grid
@@ -37,11 +37,12 @@ _ASIDE = "propagation"
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A pair on its way: as read, the atlas in the image's frame; and as it is registered, maybe coarser."""
+    """A pair on its way: as read, the atlas in the image's frame; as registered, maybe coarser; the field's grid."""
 
     atlas: Atlas
     pair: Pair
     small: Pair
+    grid: Grid
     messages: tuple[str, ...]
 
 
@@ -85,15 +86,15 @@ class LoadAtlasPairsd(Transform):
             files = (options.atlas_image, options.atlas_label)
             atlases = choose_atlases(self.atlas_dir, options.atlases, *files)
             fixed = read_side(Files(data["image"]), "fixed", len(self.network.spatial_size))
-            work = [_prepared(fixed, atlas, options, data.get("device") or "cpu") for atlas in atlases]
+            device = data.get("device") or "cpu"
+            work = [_prepared(fixed, atlas, options, self.network, device) for atlas in atlases]
         channels = [network_input(self.network, w.small, np.eye(len(fixed.grid.affine)), "auto") for w in work]
-        grid = network_grid(fixed.grid, self.network.spatial_size, self.network.spacing_mm)
         meta = {
             "filename_or_obj": str(data["image"]),
             "spatial_shape": np.array(fixed.grid.shape),
             "original_affine": np.array(fixed.grid.affine),
         }
-        image = MetaTensor(torch.cat(channels), affine=torch.as_tensor(grid.affine), meta=meta)
+        image = MetaTensor(torch.cat(channels), affine=torch.as_tensor(work[0].grid.affine), meta=meta)
         return {**data, "image": image, _ASIDE: (options, work)}
 
 
@@ -101,7 +102,7 @@ def _unused(images: Tensor) -> Tensor:
     raise RuntimeError("the host runs the network")
 
 
-def _prepared(fixed: Side, atlas: Atlas, options: PropagationOptions, device: str) -> _Work:
+def _prepared(fixed: Side, atlas: Atlas, options: PropagationOptions, network: NetworkField, device: str) -> _Work:
     """Read an atlas and bring it into the frame of the image."""
     moving = read_side(Files(atlas.image, atlas.label), "moving", len(fixed.grid.shape))
     pair = Pair(fixed, moving)
@@ -119,8 +120,9 @@ def _prepared(fixed: Side, atlas: Atlas, options: PropagationOptions, device: st
     notes = [message] if message else []
     if start is not None and options.init != "none":
         notes.append(f"start: {start.note}")
-    placed = Pair(fixed, moving.placed(matrix))
-    return _Work(atlas, placed, Pair(small.fixed, small.moving.placed(matrix)), tuple(notes))
+    pair, small = (Pair(p.fixed, p.moving.placed(matrix)) for p in (pair, small))
+    grid = network_grid(small.fixed.grid, network.spatial_size, network.spacing_mm)
+    return _Work(atlas, pair, small, grid, tuple(notes))
 
 
 class AtlasInferer(Inferer):
@@ -149,27 +151,26 @@ class PropagateLabelsd(Transform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``data`` with ``pred`` (1, *S), a MetaTensor with the file's affine."""
         options, work = data[_ASIDE]
-        affine = torch.as_tensor(data["image"].affine).cpu().numpy()
         fields = data["pred"].as_tensor() if isinstance(data["pred"], MetaTensor) else data["pred"]
-        grid = Grid(tuple(fields.shape[2:]), np.asarray(affine, dtype=float))
         labels, weights, told = [], [], []
         with told_to_host():
             for each, field in zip(work, fields, strict=True):
-                found = _registered(each, Displacement(grid, field[None].float().cpu()), options, data.get("device"))
+                found = _registered(each, field[None].float().cpu(), options, data.get("device"))
                 fixed, moving = each.pair.fixed, each.pair.moving
                 grids = (found.transform, fixed.grid, moving.grid)
-                labels.append(storable_label(pulled(moving.label, *grids, "label")))
+                labels.append(pulled(moving.label, *grids, "label"))
                 if len(work) > 1 and options.fusion == "similarity":
                     warped = pulled(moving.image[0, 0].numpy(), *grids, "linear")
                     weights.append(local_similarity(fixed.image[0, 0].numpy(), warped))
                 told.append({"atlas": each.atlas.name, "messages": [*each.messages, *found.messages[1:]]})
         label = labels[0] if len(labels) == 1 else fuse_labels(labels, weights or None)
+        kind = np.uint8 if label.max() <= np.iinfo(np.uint8).max else np.int16
         own = torch.as_tensor(work[0].pair.fixed.grid.affine)
-        pred = MetaTensor(torch.from_numpy(label)[None], affine=own, meta={"original_affine": own.numpy()})
+        pred = MetaTensor(torch.from_numpy(label.astype(kind))[None], affine=own, meta={"original_affine": own.numpy()})
         rest = {key: value for key, value in data.items() if key != _ASIDE}
         return {**rest, "pred": pred, "result": {**(data.get("result") or {}), "atlases": told}}
 
 
-def _registered(work: _Work, field: Displacement, options: PropagationOptions, device: str | None) -> Found:
-    settings, given = _settings("identity", options.optimise), GivenField(field)
+def _registered(work: _Work, ddf: Tensor, options: PropagationOptions, device: str | None) -> Found:
+    settings, given = _settings("identity", options.optimise), GivenField(Displacement(work.grid, ddf))
     return search(work.small, "none", settings, frozenset(), given, device or "cpu", say=lambda _: None, progress=False)

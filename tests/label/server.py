@@ -134,7 +134,7 @@ class Server:
     ) -> Answer:
         """Ask for an answer to an image of the store, to a path on the server, or to a file that is sent along."""
         line = uuid.uuid4().hex
-        parts = [(b'name="params"', json.dumps({"result_dtype": "uint8", **params}).encode())]
+        parts = [(b'name="params"', json.dumps(params).encode())]
         if file is not None:
             parts.append((f'name="file"; filename="{file.name}"'.encode(), file.read_bytes()))
         body = b"".join(

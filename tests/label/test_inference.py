@@ -49,6 +49,7 @@ def test_an_image_of_the_store_gets_its_labels(server, cases, tmp_path, model, l
     answer = server.infer(model, image=case).image(tmp_path)
     image, truth = nib.load(cases[case]), voxels(nib.load(cases[f"{case}_label"]))
     assert answer.shape == image.shape
+    assert answer.get_data_dtype().kind in "iu"
     np.testing.assert_allclose(answer.affine, image.affine, atol=1e-3)
     assert dice(voxels(answer), truth) > least
 
@@ -130,8 +131,8 @@ from monailabel.client import MONAILabelClient
 url, folder, image = sys.argv[1:]
 client = MONAILabelClient(url, tmpdir=folder)
 rows = {"models": sorted(client.info()["models"])}
-rows["by_name"] = client.infer("samcl", "brain", {"result_dtype": "uint8"})[0]
-rows["by_file"] = client.infer("samcl", "", {"result_dtype": "uint8", "result_extension": ".nii.gz"}, file=image)[0]
+rows["by_name"] = client.infer("samcl", "brain", {})[0]
+rows["by_file"] = client.infer("samcl", "", {"result_extension": ".nii.gz"}, file=image)[0]
 print(json.dumps(rows))
 """
 

@@ -114,3 +114,27 @@ def test_an_image_of_other_dimensions_than_the_network_is_refused(pair):
     folder, d = pair
     with pytest.raises(InputError, match=f"expected {5 - d}D"):
         propagate(folder / "fixed.nii.gz", folder / "atlas", size=SIZE[: 5 - d])
+
+
+def test_a_pair_that_is_too_large_is_registered_coarser_and_answered_in_full(pair, monkeypatch):
+    folder, d = pair
+    whole = propagate(folder / "fixed.nii.gz", folder / "atlas", size=SIZE[:d], init="auto", optimise=20)
+    monkeypatch.setattr("shared.atlas.transforms.check_memory", lambda pair: (2, "coarser"))
+    coarse = propagate(folder / "fixed.nii.gz", folder / "atlas", size=SIZE[:d], init="auto", optimise=20)
+    assert coarse["pred"].shape == whole["pred"].shape
+    assert "coarser" in coarse["result"]["atlases"][0]["messages"]
+    least = {2: 0.4, 3: 0.6}[d]  # half of a picture of 20 pixels shows little
+    assert float(dice_per_label(coarse["pred"][0].long(), whole["pred"][0].long(), [1, 2, 3]).mean()) > least
+
+
+@pytest.mark.parametrize(("kind", "top", "expected"), [("float32", 7, "uint8"), ("uint16", 300, "int16")])
+def test_the_answer_is_of_whole_numbers_whatever_the_atlas_is_of(pair, kind, top, expected):
+    folder, d = pair
+    label = nib.load(folder / "fixed_label.nii.gz")
+    voxels = np.asarray(label.dataobj).astype(kind)
+    values = np.where(voxels == voxels.max(), np.array(top, kind), voxels)
+    nib.save(nib.Nifti1Image(values, label.affine), folder / "other.nii.gz")
+    files = {"atlas_image": str(folder / "fixed.nii.gz"), "atlas_label": str(folder / "other.nii.gz")}
+    found = propagate(folder / "fixed.nii.gz", folder / "atlas", size=SIZE[:d], **files)["pred"]
+    assert found.numpy().dtype == expected
+    assert np.array_equal(found[0].numpy(), values.squeeze())
