@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["add_warped", "check_field", "warp", "warp_points"]
+__all__ = ["add_warped", "check_field", "compiled_takes", "warp", "warp_points"]
 
 MODES = ("bilinear", "nearest")
 PADDING_MODES = ("zeros", "border")
@@ -72,7 +72,7 @@ def _warp(image: Tensor, field: Tensor, mode: str, padding_mode: str, add: bool)
     """Sample ``image`` at the field, and ``add`` the field; both of one floating dtype."""
     source = _thicken(image, padding_mode)
     if not torch.jit.is_scripting():
-        if _compiled(source, field):
+        if compiled_takes(source, field):
             return _warp_compiled(source, field, mode, padding_mode, add)
     axes: list[Tensor] = []
     for axis in range(field.ndim - 2):
@@ -117,7 +117,7 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
 
 
 @torch.jit.unused
-def _compiled(source: Tensor, field: Tensor) -> bool:
+def compiled_takes(source: Tensor, field: Tensor) -> bool:
     """Whether the compiled kernels take this call: not where a graph is recorded that must do without them."""
     from .kernels.backend import usable
 
