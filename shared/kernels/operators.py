@@ -177,6 +177,9 @@ def _define() -> torch.library.Library:
     if hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(_INTEGRATE, _batch_integrate)
         torch.library.register_vmap(f"{_INTEGRATE}_adjoint", _batch_integrate_adjoint)
+    # Their caller differentiates: shared/losses/mutual_information.py.
+    library.define("joint_histogram(Tensor x, Tensor y, int bins, float k) -> Tensor")
+    library.define("joint_histogram_adjoint(Tensor grad, Tensor x, Tensor y, float k) -> (Tensor, Tensor)")
     torch.ops.registration.definition = library  # outlives a host that drops this module
     return library
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor, nn
 
 from shared.data.pairs import Sample
@@ -19,6 +18,7 @@ from shared.losses import (
     LocalNCCLoss,
     MembraneEnergyLoss,
     MINDSSCLoss,
+    MutualInformationLoss,
     SoftDiceLoss,
     prepare_sample,
 )
@@ -114,7 +114,7 @@ class RegistrationObjective(nn.Module):
         self.image_loss = {
             "lncc": lambda: LocalNCCLoss(window),
             "mind": MINDSSCLoss,
-            "mi": GlobalMutualInformationLoss,
+            "mi": lambda: MutualInformationLoss(23),
         }[metric]()
         self.dice, self.distance = SoftDiceLoss(), LandmarkLoss()
         self.bending, self.membrane, self.folding = BendingEnergyLoss(), MembraneEnergyLoss(), FoldingLoss()
