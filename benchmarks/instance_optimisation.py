@@ -1,4 +1,4 @@
-"""Registration of single pairs by optimisation alone, beside an affine fit and ANTs' SyN: one row a pair and method.
+"""Registration of single pairs: an affine fit, optimisation, bundles' networks, ANTs' SyN; one row a pair and method.
 
 Run from the repository root, with the folder that holds the pairs named in ``PAIRS``; pairs that are not there are
 named and left out, and so is SyN where antspyx cannot be imported (install it in an environment for benchmarks):
@@ -37,6 +37,7 @@ from shared.optimise import OptimiseSettings, optimise
 from shared.smoothing import gaussian_smooth
 from shared.transform_io import Grid, to_native
 from shared.warp import warp
+from tools.register import register
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ PAIRS = {
     ),
     **{f"limb CT-MR {p} field {s}": limb(p, s) for p, seeds in (("sts008", (0, 1)), ("sts025", (0, 1))) for s in seeds},
 }
+BUNDLES = ("samcl", "dccnn_lstm_reg")
 SCORES = {
     "dice": "Dice",
     "error_mm": "error mm",
@@ -158,18 +160,39 @@ def optimised(case: Case, settings: OptimiseSettings, verbose: bool = False) -> 
     return result.ddf
 
 
+def write_images(case: Case, folder: Path) -> list[str]:
+    """Write fixed and moving image, as they are to be registered; return their files."""
+    files = []
+    for side in ("fixed", "moving"):
+        image = case.images[side][0, 0].numpy()
+        files.append(str(folder / f"{side}.nii.gz"))
+        nib.save(nib.Nifti1Image(image, case.grids[side].affine), files[-1])
+    return files
+
+
+def read_field(file: str | Path, grid: Grid) -> Tensor:
+    """Return a displacement field file (LPS, mm) on the fixed grid in fixed voxels."""
+    lps = np.asarray(nib.load(file).dataobj)[:, :, :, 0]
+    matrix = np.linalg.inv(grid.affine[:3, :3]) @ np.diag([-1.0, -1.0, 1.0])
+    return torch.from_numpy(np.einsum("ij,xyzj->ixyz", matrix, lps).astype(np.float32))[None]
+
+
+def command(case: Case, bundle: str, **options: Any) -> Tensor:
+    """Return the map of ``python -m tools register --bundle BUNDLE``, from file to file."""
+    with tempfile.TemporaryDirectory() as folder:
+        fixed, moving = write_images(case, Path(folder))
+        register(fixed=fixed, moving=moving, out=f"{folder}/out", bundle=bundle, device="cpu", **options)
+        return read_field(f"{folder}/out/transform.nii.gz", case.grids["fixed"])
+
+
 def syn(case: Case, kind: str, iterations: tuple[int, ...], metric: str) -> Tensor:
     """Return SyN's map in fixed voxels."""
     import ants
 
     with tempfile.TemporaryDirectory() as folder:
-        images = []
-        for side in ("fixed", "moving"):
-            path = str(Path(folder) / f"{side}.nii.gz")
-            image = case.images[side][0, 0].numpy()
-            image = image if case.pair.clip is None else image.clip(*case.pair.clip)
-            nib.save(nib.Nifti1Image(image, case.grids[side].affine), path)
-            images.append(ants.image_read(path))
+        images = [ants.image_read(file) for file in write_images(case, Path(folder))]
+        if case.pair.clip is not None:
+            images = [image.new_image_like(image.numpy().clip(*case.pair.clip)) for image in images]
         done = ants.registration(
             *images,
             type_of_transform=kind,
@@ -181,16 +204,15 @@ def syn(case: Case, kind: str, iterations: tuple[int, ...], metric: str) -> Tens
             **({"initial_transform": "Identity"} if kind == "SyNOnly" else {}),
         )
         composed = ants.apply_transforms(*images, done["fwdtransforms"], compose=f"{folder}/whole")
-        lps = np.asarray(nib.load(composed).dataobj)[:, :, :, 0]
-    matrix = np.linalg.inv(case.grids["fixed"].affine[:3, :3]) @ np.diag([-1.0, -1.0, 1.0])
-    return torch.from_numpy(np.einsum("ij,xyzj->ixyz", matrix, lps).astype(np.float32))[None]
+        return read_field(composed, case.grids["fixed"])
 
 
-# A network's map, or the optimisation started from it (`Guides.start_ddf`), is one more line here.
 METHODS: dict[str, Callable[[Case, bool], Tensor]] = {
     "start": lambda case, _: case.start(),
     "affine": lambda case, _: optimised(case, OptimiseSettings(alignment="affine", iterations=0, discrete="never")),
     "optimisation": lambda case, verbose: optimised(case, OptimiseSettings(), verbose),
+    **{name: lambda case, _, bundle=name: command(case, bundle, optimise=0) for name in BUNDLES},
+    **{f"{name} + optimisation": lambda case, _, bundle=name: command(case, bundle) for name in BUNDLES},
     "SyN": lambda case, _: syn(case, case.pair.syn, case.pair.iterations, "mattes"),
     "SyN CC": lambda case, _: syn(case, "SyNOnly", case.pair.iterations, "CC"),
 }
@@ -227,7 +249,8 @@ def main(
     Args:
         data: folder that holds the pairs' folders.
         pairs: words with commas between; pairs whose name holds one of them are taken.
-        methods: of "start", "affine", "optimisation", "SyN", "SyN CC".
+        methods: of "start", "affine", "optimisation", "SyN", "SyN CC"; a bundle's name for its network alone, by the
+            command line, and "NAME + optimisation".
         threads: for torch and ITK.
         out: JSON file for the rows.
         verbose: print the log of each optimisation.

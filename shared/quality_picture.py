@@ -23,6 +23,8 @@ _PLANES = {2: ("axial", "R", "A"), 1: ("coronal", "R", "S"), 0: ("sagittal", "A"
 _COLOURS = {"ok": "#2e7d32", "suspect": "#e08700", "failed": "#c62828"}
 # Voxels along the longest side of a plane, tiles of the checkerboard, lines of the grid.
 _PIXELS, _TILES, _LINES = 240, 8, 24
+# What is darker than this is air; how much of the field's colour is left there.
+_AIR, _DIM = 0.06, 0.35
 _INCHES, _HEAD, _DPI = 1.9, 0.95, 110
 # Height of a row, at least, as a share of its width.
 _LOWEST = 0.3
@@ -122,6 +124,15 @@ def _draw_grid(axes: Any, step: np.ndarray) -> None:
         axes.plot(x[:, j], y[:, j], color="#ffd54f", linewidth=0.5)
 
 
+def _body(image: np.ndarray) -> np.ndarray:
+    """Return 1 where the image shows something, with what that encloses, and 0 in the air around."""
+    from scipy import ndimage
+
+    solid = ndimage.binary_opening(image > _AIR, iterations=2)
+    closed = ndimage.binary_closing(np.pad(solid, 8), iterations=6)[8:-8, 8:-8]
+    return ndimage.binary_fill_holes(closed).astype(float)
+
+
 def _draw_row(row: Sequence[Any], cut: Mapping[str, np.ndarray], one_scale: bool) -> Any:
     """Draw one plane; returns the picture that the colour bar belongs to."""
     fixed, moving, warped = cut["fixed"], cut["moving"], cut["warped"]
@@ -135,7 +146,10 @@ def _draw_row(row: Sequence[Any], cut: Mapping[str, np.ndarray], one_scale: bool
     row[6].imshow(moving, cmap="gray", vmin=0, vmax=1.6)
     _draw_grid(row[6], cut["step"])
     determinant = cut["determinant"]
+    # In the air around the patient a field is a continuation of no meaning: dimmed, but for folds.
+    visible = _DIM + (1 - _DIM) * _body(fixed)
     shown = row[7].imshow(np.log2(determinant.clip(2.0**-6)), cmap="PuOr_r", vmin=-2, vmax=2)
+    row[7].imshow(np.zeros((*fixed.shape, 3)), alpha=1 - visible)
     folds = np.where(determinant[..., None] <= 0, np.array([1.0, 0.0, 0.25, 1.0]), 0.0)
     row[7].imshow(folds, interpolation="nearest")
     return shown
@@ -176,7 +190,7 @@ def quality_figure(scene: Scene, path: str | Path, title: str, verdict: str, lin
 
     Three planes through the middle of the fixed image (2D: one), in cubes, right and up as the letters say. Agreement
     is the difference where both images have one contrast, else both in one picture, fixed green and moving magenta.
-    Moving is shown after the initial alignment. Folds are red.
+    Moving is shown after the initial alignment. The change of volume is dimmed in the air around; folds are red.
 
     Args:
         scene: images and transform.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ def _command(arguments: Path) -> list[str]:
     return [sys.executable, *command]
 
 
-def _reason(log: Path) -> str:
-    """Return the message that a failed run ended with: its ``error:`` line, or the last lines of its log."""
-    lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+def _reason(text: str) -> str:
+    """Return why a run failed: its ``error:`` line, or the first cause of its traceback, or the last lines."""
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else " | ".join(lines[-3:])
+    causes = [before for before, line in pairwise(lines) if line.startswith("The above exception was the direct cause")]
+    return errors[-1] if errors else causes[0] if causes else " | ".join(lines[-3:])
 
 
 def run_bundle(
@@ -74,6 +76,7 @@ def run_bundle(
         environment["OMP_NUM_THREADS"] = str(threads)
     begin = time.monotonic()
     with log.open("ab") as stream:
+        earlier = stream.tell()
         process = subprocess.Popen(
             _command(arguments),
             stdin=subprocess.DEVNULL,
@@ -88,7 +91,8 @@ def run_bundle(
             process.wait()
             raise
     if process.returncode != 0:
-        raise InputError(f"{_reason(log)} (exit code {process.returncode}; log: {log})")
+        text = log.read_bytes()[earlier:].decode(errors="replace")
+        raise InputError(f"{_reason(text)} (exit code {process.returncode}; log: {log})")
     unit = 1 if sys.platform == "darwin" else 1024
     return {"seconds": round(time.monotonic() - begin, 2), "peak_memory_bytes": usage.ru_maxrss * unit}
 

@@ -8,6 +8,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from shared.networks.convolution import Conv3
+from shared.networks.layout import in_layout_of, quick_layout
 
 from .layers import LargeKernelBlock
 
@@ -39,7 +40,7 @@ class _Up(nn.Module):
         self.convs = _pair(dims, 2 * channels, channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convs(torch.cat([self.enlarge(x), skip], dim=1))
+        return self.convs(in_layout_of(skip, torch.cat([self.enlarge(x), skip], dim=1)))
 
 
 class LKUNet(nn.Module):
@@ -121,7 +122,7 @@ class LKUNet(nn.Module):
         """
         size = image.shape[2:]
         padding = self._padding(size)
-        x = (F.pad(image, padding) - self.input_mean) / self.input_std
+        x = quick_layout((F.pad(image, padding) - self.input_mean) / self.input_std)
         x = self.stem(x)
         skips = [x]
         for down in self.down:

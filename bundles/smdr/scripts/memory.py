@@ -35,7 +35,8 @@ class Past(Protocol):
 def draw_evenly(past: Past, count: int, generator: torch.Generator) -> list[Sample]:
     """Draw ``count`` samples, as many of each site as of any other; who gives one more is drawn as well.
 
-    Of one site, different samples as far as it has so many. Without earlier sites, none.
+    With more sites than ``count``, so many of them give one each. Of one site, different samples as far as it has so
+    many. Without earlier sites, none.
     """
     names = list(past.sites)
     if not names:
@@ -44,8 +45,8 @@ def draw_evenly(past: Past, count: int, generator: torch.Generator) -> list[Samp
     for place, which in enumerate(torch.randperm(len(names), generator=generator).tolist()):
         part = past.sites[names[which]]
         share = count // len(names) + (place < count % len(names))
-        order = torch.cat([torch.randperm(len(part), generator=generator) for _ in range(-(-share // len(part)))] or [])
-        chosen += [part.start + int(i) for i in order[:share]]
+        rounds = [torch.randperm(len(part), generator=generator) for _ in range(-(-share // len(part)))]
+        chosen += [part.start + i for order in rounds for i in order.tolist()][:share]
     return [past[number] for number in chosen]
 
 

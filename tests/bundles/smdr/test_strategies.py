@@ -136,6 +136,18 @@ def test_all_earlier_sites_are_replayed_alike(tmp_path):
     assert draw_evenly(ReplayDataset([]), 8, generator) == []
 
 
+def test_more_earlier_sites_than_samples_take_turns(tmp_path):
+    past = ReplayDataset([write_set(tmp_path / name, name) for name in "abcde"])
+    generator = torch.Generator().manual_seed(0)
+    counts: Counter = Counter()
+    for _ in range(50):
+        drawn = Counter(sample["site"] for sample in draw_evenly(past, 2, generator))
+        assert sorted(drawn.values()) == [1, 1]
+        counts += drawn
+    assert sorted(counts) == list("abcde")
+    assert max(counts.values()) - min(counts.values()) < 20
+
+
 # -- alignment ---------------------------------------------------------------------------------------------------------
 
 
