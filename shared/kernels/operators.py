@@ -177,7 +177,11 @@ def _define() -> torch.library.Library:
     if hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(_INTEGRATE, _batch_integrate)
         torch.library.register_vmap(f"{_INTEGRATE}_adjoint", _batch_integrate_adjoint)
-    # Their caller differentiates: shared/losses/mutual_information.py.
+    # Their callers differentiate: shared/losses/mutual_information.py and warped_overlap.py.
+    library.define("filled_cells(Tensor maps) -> Tensor")
+    sources = "Tensor p, Tensor p_field, Tensor p_filled, Tensor q, Tensor q_field, Tensor q_filled"
+    library.define(f"warped_overlap({sources}) -> Tensor")
+    library.define(f"warped_overlap_adjoint(Tensor grad, {sources}) -> (Tensor, Tensor)")
     library.define("joint_histogram(Tensor x, Tensor y, int bins, float k) -> Tensor")
     library.define("joint_histogram_adjoint(Tensor grad, Tensor x, Tensor y, float k) -> (Tensor, Tensor)")
     torch.ops.registration.definition = library  # outlives a host that drops this module
