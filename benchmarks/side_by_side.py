@@ -111,12 +111,12 @@ def call(claim: Claim, run: Candidate, inputs: list[Tensor]) -> tuple[Tensor, li
     return value.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
 
 
-def seconds(claim: Claim, run: Candidate, inputs: list[Tensor], device: str) -> float:
+def seconds(claim: Claim, run: Candidate, inputs: list[Tensor], device: str, clock: Callable[[], float]) -> float:
     wait(device)
-    start = time.perf_counter()
+    start = clock()
     call(claim, run, inputs)
     wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def kilobytes(key: str) -> int:
@@ -173,13 +173,15 @@ def bandwidth(device: str) -> float:
     return 2 * source.nbytes / min(taken)
 
 
-def measure(claim: Claim, rounds: int, device: str) -> tuple[dict[str, list[float]], dict[str, float]]:
+def measure(
+    claim: Claim, rounds: int, device: str, clock: Callable[[], float]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return seconds and peak MiB by candidate."""
     times: dict[str, list[float]] = {name: [] for name in claim.candidates}
     for round_ in range(rounds + 1):
         inputs = claim.inputs()
         for name, run in claim.candidates.items():
-            taken = seconds(claim, run, inputs, device)
+            taken = seconds(claim, run, inputs, device, clock)
             if round_ > 0:
                 times[name].append(taken)
     return times, {name: peak_mib(claim, run, inputs, device) for name, run in claim.candidates.items()}
@@ -188,7 +190,8 @@ def measure(claim: Claim, rounds: int, device: str) -> tuple[dict[str, list[floa
 def report(claim: Claim, size: Sequence[int], options: argparse.Namespace, rate: float) -> list[str]:
     """Measure and print one line of the table; return what `--check` has to complain of."""
     check_agreement(claim)
-    times, peaks = measure(claim, options.rounds, options.device)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    times, peaks = measure(claim, options.rounds, options.device, clock)
     names = list(times)
     base, last = times[names[0]], times[names[-1]]
     label = "x".join(map(str, size))
@@ -217,13 +220,15 @@ def main(
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", type=int, nargs=3, action="append", help=f"may be repeated; else {sizes}")
+    parser.add_argument("--cpu-time", action="store_true", help="of all threads, for a machine that is busy otherwise")
     parser.add_argument("--check", action="store_true", help=f"fail where a generous ratio is missed, at {CHECK_SIZE}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     rate, chosen = bandwidth(options.device), warp_backend(options.device)
     print(f"torch {torch.__version__}, MONAI {monai.__version__}, numpy {np.__version__}, {options.device}", end=", ")
-    print(f"{options.threads} threads, {options.rounds} rounds, copies at {rate / 1e9:.1f} GB/s")
+    clock = "CPU" if options.cpu_time else "wall"
+    print(f"{options.threads} threads, {clock} time, {options.rounds} rounds, copies at {rate / 1e9:.1f} GB/s")
     print(f"kernels: {chosen.name}, {chosen.reason.split(' (')[0]}")
     print(
         "Median of the first; how many times as fast the others are: median (minimum); peak memory above the inputs\n"
