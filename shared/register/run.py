@@ -176,7 +176,7 @@ def _write(
         inverse, residual = transform.inverse()
         filed = storable_inverse(inverse)
         write_transform(folder / "inverse_transform.h5", filed)
-        write_itk_displacement(folder / "inverse_transform.nii.gz", inverse.ddf(back, back), back)
+        write_itk_displacement(folder / "inverse_transform.nii.gz", filed.ddf(back, back), back)
         bar.update()
         scores, points = scored(pair, found, filed, (forth, determinant, grid))
         scores["inverse_residual_mm"] = residual

@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates
 from torch.autograd import gradcheck
 
 from shared.fields import identity
-from shared.warp import warp, warp_points
+from shared.warp import MANY_POINTS, warp, warp_points
 
 pytestmark = pytest.mark.usefixtures("warp_backend")
 
@@ -182,6 +182,15 @@ def test_points_gradients_and_batch(generator):
     both = warp_points(points, ddf)
     for b in range(2):
         torch.testing.assert_close(warp_points(points[b : b + 1], ddf[b : b + 1])[0], both[b])
+
+
+@pytest.mark.parametrize("size", [(6, 7), (6, 7, 8), (1, 7, 8)])
+def test_many_points_move_as_each_alone(size, generator):
+    d = len(size)
+    ddf = torch.randn(1, d, *size, generator=generator)
+    points = 12 * torch.rand(1, MANY_POINTS + 5, d, generator=generator) - 2  # some outside
+    few = torch.cat([warp_points(part, ddf) for part in points.split(5000, dim=1)], dim=1)
+    torch.testing.assert_close(warp_points(points, ddf), few, rtol=0, atol=1e-4)
 
 
 def test_no_points():
