@@ -135,7 +135,7 @@ def _many(points: Tensor, source: Tensor) -> bool:
     if points.shape[0] != 1 or source.shape[0] != 1 or points.shape[1] < MANY_POINTS or points.dtype != source.dtype:
         return False
     wanted = torch.is_grad_enabled() and (points.requires_grad or source.requires_grad)
-    return not wanted and points.device.type == "cpu" and _compiled(source, points)
+    return not wanted and points.device.type == "cpu" and compiled_takes(source, points)
 
 
 @torch.jit.unused
