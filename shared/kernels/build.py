@@ -20,7 +20,7 @@ __all__ = ["BuildError", "cache_dir", "library"]
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
-# A build takes half a minute; who waits longer for another process has met a machine in trouble.
+# A build takes a minute or two; who waits longer for another process has met a machine in trouble.
 PATIENCE_S = 600
 
 _PROGRAM = """
@@ -62,7 +62,7 @@ def _key() -> str:
 
 
 def library() -> Path:
-    """Return the built library; builds it where that has not been done, which takes about half a minute.
+    """Return the built library; builds it where that has not been done, which takes a minute or two.
 
     Several processes may ask at once: one builds, the others wait. A killed build leaves nothing that is taken for a
     library.
@@ -79,7 +79,7 @@ def library() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock", timeout=PATIENCE_S):
             if not built.is_file():
-                logger.info("building the CPU kernels, once on this machine: about half a minute")
+                logger.info("building the CPU kernels, once on this machine: a minute or two")
                 _build(built)
         return built
     except OSError as error:  # filelock's timeout is one as well

@@ -111,11 +111,12 @@ class RegistrationObjective(nn.Module):
         }
         self.metric, self.window, self.label_sigma = metric, window, label_sigma
         self.steps, self.downsize = steps, downsize
-        self.image_loss = {
+        image_losses: dict[str, Callable[[], nn.Module]] = {
             "lncc": lambda: LocalNCCLoss(window),
             "mind": MINDSSCLoss,
             "mi": lambda: MutualInformationLoss(23),
-        }[metric]()
+        }
+        self.image_loss = image_losses[metric]()
         self.dice, self.distance = SoftDiceLoss(), LandmarkLoss()
         self.bending, self.membrane, self.folding = BendingEnergyLoss(), MembraneEnergyLoss(), FoldingLoss()
 
