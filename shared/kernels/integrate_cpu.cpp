@@ -338,6 +338,7 @@ at::Tensor packed_like(const at::Tensor& dvf, const Grid<D>& grid, int64_t field
   const uintptr_t first = (begin + PAGE - 1) / PAGE * PAGE, last = end / PAGE * PAGE;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
+  packed.narrow(1, packed.size(1) - TAIL<D>, TAIL<D>).zero_();
   return packed;
 }
 
