@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels.backend import usable
+
 __all__ = ["add_warped", "check_field", "compiled_takes", "warp", "warp_points"]
 
 MODES = ("bilinear", "nearest")
@@ -124,8 +126,6 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
 @torch.jit.unused
 def compiled_takes(source: Tensor, field: Tensor) -> bool:
     """Whether the compiled kernels take this call: not where a graph is recorded that must do without them."""
-    from .kernels.backend import usable
-
     return not torch.jit.is_tracing() and not torch.compiler.is_compiling() and usable(source, field)
 
 

@@ -64,7 +64,7 @@ def load_network(bundle: str, model: str | None, device: str) -> NetworkField:
     parser.read_config(str(folder / "configs" / "inference.json"))
     parser.update({"device": torch.device(device), "model": str(weights)})
     with _scripts_of(folder):
-        network, inferer = (parser.get_parsed_content(name) for name in ("network", "inferer"))
+        network, inferer = (parser.get_parsed_content(name) for name in ("network", "pair_inferer"))
         parser.get_parsed_content("inference#1")
         size, spacing, window = (parser.get_parsed_content(k) for k in ("spatial_size", "spacing_mm", "ct_window"))
     network.eval()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .build import BuildError, library
+from .operators import use_library, use_triton
 
 __all__ = ["Choice", "usable", "warp_backend"]
 
@@ -56,16 +57,12 @@ def _cpp(device: str) -> Choice:
         path = library()
     except BuildError as error:
         return Choice("torch", f"the kernels cannot be built: {error}")
-    from .operators import use_library
-
     use_library(path)
     return Choice("cpp", f"compiled kernels ({path})")
 
 
 def _triton(device: str) -> Choice:
     try:
-        from .operators import use_triton
-
         use_triton()
     except ImportError as error:
         return Choice("torch", f"Triton cannot be imported: {error}")

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.loss import _Loss
 
+from ..kernels import warp_backend
+
 __all__ = ["MutualInformationLoss", "joint_histogram"]
 
 # Voxels whose weights are held at once by the code without kernels: they stay in the cache.
@@ -131,7 +133,5 @@ def _weights_adjoint(image: Tensor, weight: Tensor, pull: Tensor, k: float) -> T
 
 
 def _kernels_take(image: Tensor, k: float) -> bool:
-    from ..kernels import warp_backend
-
     narrow = math.exp(-k * (REACH + 0.5) ** 2) < NEGLIGIBLE * math.exp(-k * 0.25) and k < 20
     return narrow and image.device.type == "cpu" and image.numel() > 0 and warp_backend("cpu").name == "cpp"

@@ -14,7 +14,7 @@ from ..data.images import check_intensities, check_label, existing, read_voxels,
 from ..errors import InputError
 from ..transform_io import Grid, PointFile, read_point_file
 
-__all__ = ["Files", "Pair", "Side", "read_pair"]
+__all__ = ["Files", "Pair", "Side", "read_pair", "read_side"]
 
 # No atlas tells so many structures apart; an image given as a label map has more.
 _MOST_LABELS = 2000
@@ -91,8 +91,8 @@ def read_pair(fixed: Files, moving: Files) -> Pair:
     Raises:
         InputError: a file that cannot be used, or points that are not as many on both sides.
     """
-    first = _read_side(fixed, "fixed", None)
-    second = _read_side(moving, "moving", len(first.grid.shape))
+    first = read_side(fixed, "fixed", None)
+    second = read_side(moving, "moving", len(first.grid.shape))
     counts = [len(side.world) for side in (first, second) if side.world is not None]
     if len(counts) == 2 and counts[0] != counts[1]:
         raise InputError(
@@ -102,7 +102,12 @@ def read_pair(fixed: Files, moving: Files) -> Pair:
     return Pair(first, second)
 
 
-def _read_side(files: Files, role: str, dims: int | None) -> Side:
+def read_side(files: Files, role: str, dims: int | None) -> Side:
+    """Read one side, ``role`` "fixed" or "moving"; ``dims`` None takes 2D and 3D.
+
+    Raises:
+        InputError: a file that cannot be used.
+    """
     path = existing(files.image, f"{role} image")
     voxels, grid = read_voxels(path, dims, files.frame)
     if voxels.min() >= 0 and looks_like_labels(voxels) and voxels.min() < voxels.max():

@@ -16,7 +16,7 @@ from ..optimise import Guides, OptimiseSettings, optimise
 from ..quality_check import mutual_information, sample_pair
 from ..transform_io import Affine, Displacement, Transform
 from .inputs import Pair
-from .start import NetworkField, Start, find_start, network_displacement
+from .start import GivenField, NetworkField, Start, find_start, network_displacement
 
 __all__ = ["Found", "search"]
 
@@ -45,7 +45,7 @@ def search(
     init: str | Path,
     settings: OptimiseSettings,
     guide: frozenset[str],
-    network: NetworkField | None,
+    network: NetworkField | GivenField | None,
     device: torch.device | str,
     say: Callable[[str], None],
     progress: bool,
@@ -57,7 +57,7 @@ def search(
         init: see :func:`shared.register.start.find_start`.
         settings: of the optimisation; ``iterations`` 0 leaves it out.
         guide: which of "labels" and "points" pull at the optimisation.
-        network: gives a field to start from.
+        network: gives a field to start from, or has given it.
         device: to work on.
         say: takes messages.
         progress: show the optimisation's bar.
@@ -127,11 +127,16 @@ def _without_optimisation(
 
 
 def _with_network(
-    network: NetworkField, pair: Pair, start: Start, settings: OptimiseSettings, device: torch.device | str
+    network: NetworkField | GivenField,
+    pair: Pair,
+    start: Start,
+    settings: OptimiseSettings,
+    device: torch.device | str,
 ) -> tuple[Transform | None, str]:
     """Return the network's field, or what there was where the pair is less alike with it; and a message."""
     modality = settings.fixed_modality if settings.fixed_modality == settings.moving_modality else "auto"
-    field = Transform((network_displacement(network, pair, start.matrix, modality, device),))
+    known = network.field if isinstance(network, GivenField) else None
+    field = Transform((known or network_displacement(network, pair, start.matrix, modality, device),))
     affine = Transform((Affine(start.matrix),))
     before = Transform.chain([start.field, affine]) if start.field is not None else affine
     fixed, values, (seen_before, seen) = sample_pair(

@@ -17,7 +17,7 @@ from ..optimise import OptimiseSettings, optimise
 from ..transform_io import Affine, Displacement, Transform, network_grid, read_transform
 from .inputs import Pair
 
-__all__ = ["INITS", "NetworkField", "Start", "find_start", "network_displacement"]
+__all__ = ["INITS", "GivenField", "NetworkField", "Start", "find_start", "network_displacement", "network_input"]
 
 INITS = ("auto", "affine", "rigid", "centre", "none")
 
@@ -39,6 +39,14 @@ class NetworkField:
     spatial_size: Sequence[int]
     spacing_mm: Sequence[float] | None = None
     ct_window: Sequence[float] | None = None
+    name: str = "network"
+
+
+@dataclass(frozen=True, eq=False)
+class GivenField:
+    """A network's field that is there already, in the fixed image's frame, and the network's name."""
+
+    field: Displacement
     name: str = "network"
 
 
@@ -111,6 +119,18 @@ def network_displacement(
     Raises:
         InputError: a network for other dimensions.
     """
+    images = network_input(network, pair, matrix, modality)
+    target = network_grid(pair.fixed.grid, network.spatial_size, network.spacing_mm)
+    ddf = network.predict(images[None].to(device))
+    return Displacement(target, ddf.float().cpu())
+
+
+def network_input(network: NetworkField, pair: Pair, matrix: np.ndarray, modality: str) -> Tensor:
+    """Return moving and fixed image (2, *spatial_size) in [0, 1] as a network takes them; see above.
+
+    Raises:
+        InputError: a network for other dimensions.
+    """
     d = len(pair.fixed.grid.shape)
     if len(network.spatial_size) != d:
         raise InputError(f"found {d}D images, expected {len(network.spatial_size)}D for the network {network.name}")
@@ -124,5 +144,4 @@ def network_displacement(
     channels = [
         resample(normalise(volume, modality, window), grid, target) for volume, grid in zip(volumes, grids, strict=True)
     ]
-    ddf = network.predict(torch.cat(channels)[None].to(device))
-    return Displacement(target, ddf.float().cpu())
+    return torch.cat(channels)

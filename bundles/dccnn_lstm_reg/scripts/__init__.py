@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared.atlas import AtlasInferer, LoadAtlasPairsd, PropagateLabelsd, atlas_choices
 from shared.data.augmentation import PairAugmentation
 from shared.data.embedded import load_pairs, task_name
 from shared.data.pairs import PairDataset
@@ -23,15 +24,19 @@ BUNDLE_ROOT = str(Path(__file__).resolve().parents[1])
 
 __all__ = [
     "BUNDLE_ROOT",
+    "AtlasInferer",
     "BlurSchedule",
     "CascadeInferer",
     "CascadeTrainer",
+    "LoadAtlasPairsd",
     "PairAugmentation",
     "PairDataset",
+    "PropagateLabelsd",
     "RegistrationEvaluator",
     "SymmetricCascade",
     "SymmetricObjective",
     "TrainingLog",
+    "atlas_choices",
     "evaluate_tasks",
     "export_network",
     "load_pairs",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared.atlas import AtlasInferer, LoadAtlasPairsd, PropagateLabelsd, atlas_choices
 from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
 from shared.data.pooled import pooled_pairs
@@ -35,10 +36,13 @@ __all__ = [
     "MER",
     "SAMCL",
     "SI",
+    "AtlasInferer",
     "ContinualTrainer",
     "LKUNet",
+    "LoadAtlasPairsd",
     "LwF",
     "PairDataset",
+    "PropagateLabelsd",
     "RegistrationEvaluator",
     "RegistrationObjective",
     "ReservoirMemory",
@@ -47,6 +51,7 @@ __all__ = [
     "SymmetricCascade",
     "TrainingLog",
     "VelocityInferer",
+    "atlas_choices",
     "evaluate_tasks",
     "export_network",
     "load_pairs",

@@ -20,6 +20,7 @@ from shared.data.slices import label_on_image, predict_volume, slice_grid
 from shared.data.volumes import read_volume
 from shared.errors import InputError
 from shared.files import writable_dir
+from shared.hosting import told_to_host
 from shared.transform_io import Grid, write_nifti
 
 __all__ = ["LabelOnImaged", "LoadVolumed", "SliceInferer", "segment_files"]
@@ -55,7 +56,8 @@ class LoadVolumed(Transform):
             InputError: see :func:`~shared.data.volumes.read_volume`.
         """
         path = data["image"]
-        voxels, own = read_volume(path, self.channels)
+        with told_to_host():
+            voxels, own = read_volume(path, self.channels)
         grid = slice_grid(own, self.spatial_size, self.spacing_mm)
         image = resample(scale_percentiles(voxels, self.channel_wise), own, grid)
         meta = {
