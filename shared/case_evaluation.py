@@ -131,6 +131,14 @@ class CaseEvaluator(SupervisedEvaluator):
         self.add_event_handler(Events.STARTED, self._begin)
         self.add_event_handler(Events.COMPLETED, self._finish)
 
+    def run(self, global_epoch: int = 1) -> None:
+        """Score all cases; without any, say so."""
+        cases = self.data_loader.dataset
+        if len(cases) > 0:
+            super().run(global_epoch)
+        elif self.writes:
+            print(f"{self.name}: nothing to score: {getattr(cases, 'reason', 'there are no cases')}", flush=True)
+
     def answer(self, sample: dict[str, Any]) -> Any:
         """Return what network and inferer make of a case; its seconds are taken: a hook."""
         raise NotImplementedError(f"{type(self).__name__} has no answer; expected a method answer")

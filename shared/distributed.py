@@ -12,13 +12,32 @@ from torch import nn
 
 from .weights import unwrap
 
-__all__ = ["call_method", "from_first_rank", "local_device", "on_all_ranks", "start_processes", "stop_processes"]
+__all__ = [
+    "call_method",
+    "from_first_rank",
+    "is_first_rank",
+    "local_device",
+    "on_all_ranks",
+    "process_count",
+    "start_processes",
+    "stop_processes",
+]
 
 Result = TypeVar("Result")
 
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_first_rank() -> bool:
+    """Whether this is rank 0, or the one process."""
+    return not _several() or dist.get_rank() == 0
+
+
+def process_count() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if _several() else 1
 
 
 def local_device() -> torch.device:

@@ -31,10 +31,7 @@ TOLERANCE = 1e-4
 
 
 def export_network(
-    network: nn.Module,
-    output_dir: str | Path,
-    spatial_size: Sequence[int],
-    formats: Sequence[str] = tuple(FILES),
+    network: nn.Module, output_dir: str | Path, spatial_size: Sequence[int], formats: Sequence[str] = tuple(FILES)
 ) -> dict[str, dict[str, Any]]:
     """Write a network in other formats, each checked against it on a random pair.
 

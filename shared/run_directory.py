@@ -11,6 +11,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .errors import InputError
 from .files import load_tensors, read_json, save_json, save_tensors, sole_owner, writable_dir
 from .settings import differences
@@ -118,7 +120,10 @@ class RunDirectory:
             save_tensors(self.state, state)
 
     def finish(self, weights: dict[str, Any], record: dict[str, Any]) -> None:
-        """Write the model, then the record that says so (rank 0 only)."""
+        """Write the model, then the record that says so (rank 0 only).
+
+        Weights are written from the CPU: hosts that name no device read them where there is no GPU, too.
+        """
         if self.rank == 0:
-            save_tensors(self.model, weights)
+            save_tensors(self.model, {k: v.cpu() if isinstance(v, Tensor) else v for k, v in weights.items()})
             save_json(self.done, record)

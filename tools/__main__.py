@@ -12,6 +12,7 @@ import fire
 from tqdm import tqdm
 
 from shared.errors import InputError
+from shared.files import read_json
 
 from .apply import apply_transforms, described, file_flags, listed_transforms
 from .chain import Chain
@@ -20,6 +21,8 @@ from .compare import write_tables
 from .flags import check_flags
 from .package import bundle_names, digest, pack
 from .package_check import check_package
+from .package_push import push as push_package
+from .package_push import release_url
 from .plan import ROOT, load_plan
 from .register import register, register_flags
 from .report import write_report
@@ -170,8 +173,12 @@ def package(
     allow_dirty: bool = False,
     verify: str | None = None,
     schema: str | None = None,
+    large_files_url: str | None = None,
+    push: str | None = None,
+    repo: str | None = None,
+    yes: bool = False,
 ) -> None:
-    """Pack a bundle into one zip that runs without the collection, or try such a zip.
+    """Pack a bundle into one zip that runs without the collection, try such a zip, or hand it on.
 
     Args:
         bundle: name of a bundle, or all.
@@ -180,16 +187,35 @@ def package(
         allow_dirty: pack files that are not committed.
         verify: a zip, tried in an empty folder: metadata, shapes, TorchScript, a short training, inference.
         schema: the zoo's metadata schema as a file; by default the one that the metadata names is fetched.
+        large_files_url: folder on the web where files of more than 25 MB will be found; they are written beside the
+            zip, whose large_files.yml names them. With --push the place itself.
+        push: github or hf: show the command that uploads the new zip there.
+        repo: OWNER/NAME, the repository to upload to; on hf, one a bundle.
+        yes: run that command.
     """
     if (bundle is None) == (verify is None):
         raise InputError("found neither or both of a bundle and --verify, expected one of them")
+    if verify is not None and push is not None:
+        raise InputError("found --push and --verify, expected one of them: --push takes a bundle")
     if verify is not None:
         record = check_package(verify, schema, lambda step: print(f"{step} ...", flush=True))
         print(f"{verify}: {record['bundle']} {record['version']} of commit {record['commit'][:7]} runs on its own")
         return
     for name in bundle_names() if bundle == "all" else [str(bundle)]:
-        path = pack(name, out, None if version is None else str(version), allow_dirty)
+        number = None if version is None else str(version)
+        path = pack(name, out, number, allow_dirty, large_files_url=_large_files_url(name, large_files_url, push, repo))
         print(f"{path}  sha256 {digest(path.read_bytes())}")
+        if push is not None:
+            push_package(path, push, repo, yes)
+
+
+def _large_files_url(bundle: str, url: str | None, place: str | None, repo: str | None) -> str | None:
+    """Return where a package's large files will be found: as asked for, else where it is pushed to."""
+    if url is None and place is not None and repo:
+        number = read_json(ROOT / "bundles" / bundle / "configs" / "metadata.json").get("version")
+        github = place == "github"
+        return release_url(repo, f"{bundle}_v{number}") if github else f"https://huggingface.co/{repo}/resolve/{number}"
+    return url
 
 
 COMMANDS = {

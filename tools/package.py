@@ -15,7 +15,6 @@ files give the same bytes: names sorted, one date, no extra fields.
 from __future__ import annotations
 
 import ast
-import hashlib
 import io
 import json
 import re
@@ -27,13 +26,12 @@ from pathlib import Path
 from shared.errors import InputError, did_you_mean
 from shared.files import atomic_write, read_json, writable_dir
 
+from .package_large_files import LARGEST, digest, set_apart
 from .plan import ROOT
 
-__all__ = ["LARGEST", "MANIFEST", "bundle_names", "digest", "pack"]
+__all__ = ["MANIFEST", "bundle_names", "digest", "pack"]
 
 MANIFEST = "package.json"
-# The zoo keeps larger files elsewhere, listed in large_files.yml.
-LARGEST = 25 * 2**20
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/train.json", "configs/inference.json", "docs/README.md")
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -49,6 +47,7 @@ def pack(
     version: str | None = None,
     allow_dirty: bool = False,
     root: Path = ROOT,
+    large_files_url: str | None = None,
 ) -> Path:
     """Write ``<bundle>_v<version>.zip`` and return its path.
 
@@ -58,10 +57,12 @@ def pack(
         version: expected one; None takes that of the metadata.
         allow_dirty: take the files as they lie there, committed or not.
         root: of the collection.
+        large_files_url: where files of more than 25 MB will be found; they are written beside the zip, see
+            ``package_large_files.py``.
 
     Raises:
         InputError: an unknown bundle, a version that the metadata and its changelog do not have, changed files, a
-            missing or too large one.
+            missing one, or a large one without address.
     """
     known = bundle_names(root)
     if bundle not in known:
@@ -70,14 +71,16 @@ def pack(
     files = dict(sorted({**_bundle_files(root, bundle), **_shared_files(root, bundle)}.items()))
     number = _version(root, bundle, version)
     _check(bundle, files)
+    target = writable_dir(out) / f"{bundle}_v{number}.zip"
+    files, large = set_apart(files, target.stem, target.parent, large_files_url)
     record = {
         "bundle": bundle,
         "version": number,
         "commit": commit,
-        "files": {name: digest(content) for name, content in files.items()},
+        "files": {name: digest(content) for name, content in sorted(files.items())},
+        **({"large_files": large} if large else {}),
     }
     files[MANIFEST] = (json.dumps(record, indent=2) + "\n").encode()
-    target = writable_dir(out) / f"{bundle}_v{number}.zip"
     atomic_write(target, lambda stream: stream.write(_zipped(bundle, files)))
     return target
 
@@ -91,13 +94,19 @@ def _git(root: Path, *arguments: str) -> str:
 
 def _commit(root: Path, bundle: str, allow_dirty: bool) -> str:
     """Return the commit that the files come from."""
-    changed = _git(root, "status", "--porcelain", "--", f"bundles/{bundle}", "shared").strip().splitlines()
+    listed = _git(root, "status", "--porcelain", "-uall", "--", f"bundles/{bundle}", "shared").splitlines()
+    # Large files are not git's: the package names them by their hash.
+    changed = [line for line in listed if not (line.startswith("??") and _is_large(root / line[3:].strip('"')))]
     if changed and not allow_dirty:
         raise InputError(
             f"{root}: found files that are not committed ({changed[0].split()[-1]}, {len(changed)} in all); expected a "
             "clean tree, or --allow_dirty"
         )
     return _git(root, "rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
+
+
+def _is_large(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > LARGEST
 
 
 def _listed(root: Path, folder: str) -> Iterator[str]:
@@ -116,8 +125,14 @@ def _bundle_files(root: Path, bundle: str) -> dict[str, bytes]:
 
 
 def _rewritten(content: bytes, depth: int) -> bytes:
-    """Turn ``from shared.x import y`` into an import relative to ``scripts``, the one form that bundles use."""
-    return re.sub(rb"^(\s*from )shared(?=[. ])", rb"\1" + b"." * (depth + 1) + b"_shared", content, flags=re.MULTILINE)
+    """Turn ``from shared.x import y`` into an import relative to ``scripts``, the one form that bundles use.
+
+    It then belongs to the group of the siblings' imports, as the zoo's isort wants it.
+    """
+    inside = b"." * (depth + 1) + b"_shared"
+    changed = re.sub(rb"^(\s*from )shared(?=[. ])", rb"\1" + inside, content, flags=re.MULTILINE)
+    statement = rb"^(from " + re.escape(inside) + rb"[^\n(]*(?:\([^)]*\))?\n)\n(?=from \.)"
+    return re.sub(statement, rb"\1", changed, flags=re.MULTILINE)
 
 
 def _shared_files(root: Path, bundle: str) -> dict[str, bytes]:
@@ -187,17 +202,6 @@ def _check(bundle: str, files: Mapping[str, bytes]) -> None:
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise InputError(f"bundles/{bundle}: found no {', '.join(missing)}; expected them in a package")
-    for name, content in files.items():
-        if len(content) > LARGEST:
-            raise InputError(
-                f"bundles/{bundle}/{name}: found {len(content) / 2**20:.0f} MB, expected {LARGEST / 2**20:.0f} at most "
-                "(larger files belong into large_files.yml, and out of git)"
-            )
-
-
-def digest(content: bytes) -> str:
-    """Return the SHA-256 of a file's content."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def _zipped(bundle: str, files: Mapping[str, bytes]) -> bytes:

@@ -18,6 +18,7 @@ from shared.errors import InputError
 from shared.files import read_json
 
 from .package import MANIFEST, digest
+from .package_large_files import LIST
 
 __all__ = ["check_package", "unpack"]
 
@@ -84,6 +85,8 @@ def _steps(bundle: Path, schema: Path | None) -> Iterator[tuple[str, list[str]]]
     if schema is not None:
         (bundle / "eval").mkdir(exist_ok=True)
         shutil.copy(schema, bundle / "eval" / "schema.json")
+    if (bundle / LIST).is_file():
+        yield "large files", ["download_large_files", "--bundle_path", "."]
     yield "metadata", ["verify_metadata", "--meta_file", metadata, "--filepath", "eval/schema.json"]
     shape = ["--meta_file", metadata, "--config_file", "configs/inference.json"]
     yield "network", ["verify_net_in_out", "network_def", *shape, "--extra_forward_args", "{}"]
@@ -100,7 +103,7 @@ def _steps(bundle: Path, schema: Path | None) -> Iterator[tuple[str, list[str]]]
 def check_package(
     package: str | Path, schema: str | Path | None = None, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Unpack a package and try it: metadata, shapes, TorchScript, a short training, inference on a sample.
+    """Unpack a package and try it: large files, metadata, shapes, TorchScript, a short training, inference on a sample.
 
     Args:
         package: zip.

@@ -44,10 +44,7 @@ def atlas_choices(folder: str | Path) -> list[str]:
 
 
 def choose_atlases(
-    folder: str | Path,
-    choice: str = ALL,
-    images: Sequence[str | Path] = (),
-    labels: Sequence[str | Path] = (),
+    folder: str | Path, choice: str = ALL, images: Sequence[str | Path] = (), labels: Sequence[str | Path] = ()
 ) -> list[Atlas]:
     """Return the atlases to use.
 

@@ -23,8 +23,9 @@ from ..register.memory import check_memory, thinned
 from ..register.search import Found, search
 from ..register.start import GivenField, NetworkField, find_start, network_input
 from ..register.write import pulled
-from ..transform_io import Affine, Displacement, Grid, network_grid
+from ..transform_io import Affine, Displacement, Grid
 from ..transform_io import Transform as WorldMap
+from ..transform_io.grid import network_grid
 from .files import Atlas, choose_atlases
 from .fusion import fuse_labels, local_similarity
 from .options import PropagationOptions

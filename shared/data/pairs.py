@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.transforms import Transform
@@ -22,9 +24,11 @@ from .intensity import find_ct_window, looks_like_ct, normalise
 from .learn2reg import by_task, pairs_of_items, task_of
 from .resampling import anti_alias
 
-__all__ = ["PairDataset", "Sample", "label_file", "prepare_item", "stack_pairs"]
+__all__ = ["PairDataset", "Sample", "form_pairs", "label_file", "prepare_item", "stack_pairs"]
 
 Sample = dict[str, Any]
+# Of the smaller image's extent, along each axis: what a pair of a plain list must have in common.
+SMALLEST_OVERLAP = 0.25
 
 
 def stack_pairs(samples: Sequence[Sample]) -> Tensor:
@@ -36,6 +40,44 @@ def label_file(pair: Mapping[str, Any], side: str) -> str | None:
     """Return a side's label map; its mask where neither side has a label, so that like is compared with like."""
     role = "label" if pair.get("fixed_label") or pair.get("moving_label") else "mask"
     return pair.get(f"{side}_{role}") or None
+
+
+def form_pairs(data: Sequence[Mapping[str, Any]], spatial_dims: int = 3) -> list[dict[str, Any]]:
+    """Return pairs as they are; of a plain list of ``{image, label}``, all ordered pairs that share a place.
+
+    Images of different patients may lie anywhere in the world: pairs are left out, with a warning, whose boxes have in
+    common less than a quarter of the smaller one along an axis.
+
+    Args:
+        data: pairs or items.
+        spatial_dims: of the images.
+
+    Raises:
+        InputError: as :func:`~shared.data.learn2reg.pairs_of_items`, an unusable image, or no pair that meets.
+    """
+    pairs = pairs_of_items(data)
+    if "fixed_image" in data[0]:
+        return pairs
+    grids = {str(item["image"]): read_grid(item["image"], spatial_dims) for item in data}
+
+    def meet(pair: Mapping[str, Any]) -> bool:
+        (low, high), (start, end) = (grids[pair[f"{side}_image"]].box() for side in ("fixed", "moving"))
+        common = np.minimum(high, end) - np.maximum(low, start)
+        return bool((common >= SMALLEST_OVERLAP * np.minimum(high - low, end - start)).all())
+
+    kept = [pair for pair in pairs if meet(pair)]
+    if not kept:
+        first, second = list(grids)[:2]
+        raise InputError(
+            f"{first}: does not overlap with {second}, nor do other two of the {len(grids)} images: found the boxes "
+            f"({grids[first].box_mm()}) and ({grids[second].box_mm()}), expected images in one world frame"
+        )
+    if len(kept) < len(pairs):
+        warnings.warn(
+            f"{len(pairs) - len(kept)} of {len(pairs)} pairs are left out: their images hardly overlap in world space",
+            stacklevel=3,
+        )
+    return kept
 
 
 def prepare_item(entry: Mapping[str, Any]) -> Sample:
@@ -115,7 +157,8 @@ class PairDataset(Dataset):
         progress: show a bar while images are read.
 
     Raises:
-        InputError: any file that cannot be used, or a pair whose images do not overlap in world space.
+        InputError: any file that cannot be used, or a pair whose images do not overlap in world space (of a plain
+            list: none that do, see :func:`form_pairs`).
     """
 
     def __init__(
@@ -129,8 +172,8 @@ class PairDataset(Dataset):
         mask_images: bool = False,
         progress: bool = False,
     ) -> None:
-        self.pairs = pairs_of_items(data)
         _check_lattice(spatial_size, spacing_mm)
+        self.pairs = form_pairs(data, len(spatial_size))
         self.size, self.spacing_mm = tuple(spatial_size), spacing_mm
         self.mask_as_label, self.mask_images = mask_as_label, mask_images
         self.ct_windows = {

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from .learn2reg import by_task, pairs_of_items
-from .pairs import PairDataset
+from .learn2reg import by_task
+from .pairs import PairDataset, form_pairs
 from .slice_dataset import SliceDataset, site_of
 
 __all__ = ["PooledPairs", "PooledSlices", "pooled_pairs", "pooled_slices"]
@@ -93,7 +93,8 @@ def pooled_pairs(
     Raises:
         InputError: as :class:`PairDataset`.
     """
-    datasets = [PairDataset(pairs, spatial_size, **options) for pairs in by_task(pairs_of_items(data)).values()]
+    formed = form_pairs(data, len(spatial_size))
+    datasets = [PairDataset(pairs, spatial_size, **options) for pairs in by_task(formed).values()]
     return datasets[0] if len(datasets) == 1 else PooledPairs(datasets)
 
 

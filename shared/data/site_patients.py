@@ -49,11 +49,7 @@ class SegmentationSite:
 
 
 SITES = (
-    SegmentationSite(
-        "site_prostate_1",
-        "3 T, long echo time, pelvic coil",
-        MRScanner(field_mm=160, thickness_mm=4.5),
-    ),
+    SegmentationSite("site_prostate_1", "3 T, long echo time, pelvic coil", MRScanner(field_mm=160, thickness_mm=4.5)),
     SegmentationSite(
         "site_prostate_2",
         "1.5 T, coil in the rectum, small field of view",
@@ -83,11 +79,7 @@ SITES = (
         "0.5 T, short echo time, coils on the skin, large field of view",
         MRScanner(field_mm=195, thickness_mm=4.8, weighting=1.0, gamma=1.1, surface=0.9, noise=30, blur_mm=1.6),
     ),
-    SegmentationSite(
-        "site_fundus_1",
-        "cropped around the disc",
-        FundusCamera(field_mm=5.5),
-    ),
+    SegmentationSite("site_fundus_1", "cropped around the disc", FundusCamera(field_mm=5.5)),
     SegmentationSite(
         "site_fundus_2",
         "wide field, round aperture, dark and red",

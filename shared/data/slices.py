@@ -87,11 +87,7 @@ def slice_window(volume: Tensor, start: int, depth: int) -> Tensor:
 
 @torch.no_grad()
 def predict_volume(
-    network: Callable[[Tensor], Tensor],
-    volume: Tensor,
-    slices: int = 3,
-    depth: int | None = None,
-    batch_size: int = 16,
+    network: Callable[[Tensor], Tensor], volume: Tensor, slices: int = 3, depth: int | None = None, batch_size: int = 16
 ) -> Tensor:
     """Segment all slices of a volume.
 

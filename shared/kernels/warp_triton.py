@@ -6,6 +6,9 @@ a test. Images may be float16 or bfloat16; positions, weights and sums have the 
 ``TRITON_INTERPRET=1``, set before this module is imported, the kernels run on CPU tensors.
 """
 
+# Sizes and compile-time constants in Triton's own spelling.
+# flake8: noqa: N803
+
 from __future__ import annotations
 
 import torch

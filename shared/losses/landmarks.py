@@ -31,11 +31,7 @@ class LandmarkLoss(_Loss):
         self.over_points = reduction
 
     def forward(
-        self,
-        fixed_points: Tensor,
-        moving_points: Tensor,
-        ddf: Tensor,
-        spacing: Sequence[float] | Tensor | None = None,
+        self, fixed_points: Tensor, moving_points: Tensor, ddf: Tensor, spacing: Sequence[float] | Tensor | None = None
     ) -> Tensor:
         """Return a scalar, in voxels or in the unit of ``spacing``; 0 without points.
 

@@ -127,11 +127,7 @@ def _without_optimisation(
 
 
 def _with_network(
-    network: NetworkField | GivenField,
-    pair: Pair,
-    start: Start,
-    settings: OptimiseSettings,
-    device: torch.device | str,
+    network: NetworkField | GivenField, pair: Pair, start: Start, settings: OptimiseSettings, device: torch.device | str
 ) -> tuple[Transform | None, str]:
     """Return the network's field, or what there was where the pair is less alike with it; and a message."""
     modality = settings.fixed_modality if settings.fixed_modality == settings.moving_modality else "auto"

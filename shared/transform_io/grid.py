@@ -45,13 +45,17 @@ class Grid:
         """Hashable identity: equal for grids that agree to a micrometre."""
         return (self.shape, tuple(np.round(self.affine, 3).ravel().tolist()))
 
-    def box_mm(self) -> str:
-        """Extent of the outer voxel edges in RAS, for messages."""
+    def box(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest RAS coordinates of the outer voxel edges, in mm."""
         d = len(self.shape)
         edges = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in self.shape], indexing="ij")).reshape(d, -1)
         world = self.affine[:-1, :-1] @ edges + self.affine[:-1, -1:]
-        low, high = world.min(1), world.max(1)
-        return ", ".join(f"{a}:{low[i]:.0f}..{high[i]:.0f} mm" for i, a in enumerate("xyz"[:d]))
+        return world.min(1), world.max(1)
+
+    def box_mm(self) -> str:
+        """Extent of the outer voxel edges in RAS, for messages."""
+        low, high = self.box()
+        return ", ".join(f"{a}:{low[i]:.0f}..{high[i]:.0f} mm" for i, a in enumerate("xyz"[: len(self.shape)]))
 
 
 def _mapped(matrix: np.ndarray, points: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.data.synthetic import write_registration_tasks
+from tests.packages import commit_collection, pack_all
 from tests.tools.chain_folder import write_chain
 from tests.tools.report_page import Page
 from tools.report import write_report
@@ -18,6 +19,18 @@ def tiny_data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_data")
     write_registration_tasks(folder, TINY, size=16, counts={"training": 4, "validation": 1, "test": 2})
     return folder
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory) -> Path:
+    """A clone's files in a repository of their own, all committed."""
+    return commit_collection(tmp_path_factory.mktemp("collection"))
+
+
+@pytest.fixture(scope="session")
+def zips(collection, tmp_path_factory) -> dict[str, Path]:
+    """Packages of all bundles."""
+    return pack_all(collection, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,30 +12,6 @@ from tools.package_check import check_package, unpack
 from tools.plan import ROOT
 
 SCHEMA = ROOT.parent / "shared" / "zoo" / "meta_schema_20240725.json"
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    """A clone's files in a repository of their own, all committed."""
-    root = tmp_path_factory.mktemp("collection")
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z", "bundles", "shared"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
-        target = root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target)
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "All"]):
-        subprocess.run(["git", "-C", str(root), *command], check=True)
-    return root
-
-
-@pytest.fixture(scope="module")
-def zips(collection, tmp_path_factory):
-    out = tmp_path_factory.mktemp("dist")
-    return {name: pack(name, out, root=collection) for name in bundle_names(collection)}
 
 
 @pytest.mark.parametrize("bundle", bundle_names())
@@ -98,12 +73,6 @@ def test_a_version_without_a_line_in_the_changelog_is_refused(collection, tmp_pa
             pack("samcl", tmp_path, allow_dirty=True, root=collection)
     finally:
         path.write_text(before)
-
-
-def test_large_files_are_refused(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.package.LARGEST", 1000)
-    with pytest.raises(InputError, match="expected 0 at most"):
-        pack("samcl", tmp_path, root=collection)
 
 
 def altered(source, target, change):

@@ -7,11 +7,13 @@ from shared.data.augmentation import PairAugmentation
 from shared.data.embedded import load_pairs, task_name
 from shared.data.pairs import PairDataset
 from shared.data.pooled import pooled_pairs
+from shared.data.validation import validation_pairs
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.export import export_network
 from shared.handlers import TrainingLog
+from shared.host_run import HostRun
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
 from shared.scoring import evaluate_tasks
@@ -28,6 +30,7 @@ __all__ = [
     "BlurSchedule",
     "CascadeInferer",
     "CascadeTrainer",
+    "HostRun",
     "LoadAtlasPairsd",
     "PairAugmentation",
     "PairDataset",
@@ -48,5 +51,6 @@ __all__ = [
     "start_processes",
     "stop_processes",
     "task_name",
+    "validation_pairs",
     "validation_title",
 ]

@@ -145,13 +145,7 @@ class SymmetricObjective(nn.Module):
         return total / weights
 
     def _compare(
-        self,
-        loss: nn.Module,
-        ddf: Tensor,
-        volumes: dict[str, Tensor],
-        masks: dict[str, Tensor],
-        own: str,
-        other: str,
+        self, loss: nn.Module, ddf: Tensor, volumes: dict[str, Tensor], masks: dict[str, Tensor], own: str, other: str
     ) -> Tensor:
         with torch.no_grad():
             mask = (masks[other] > 0.5).float() * (warp(masks[own], ddf) > 0.5).float()

@@ -6,11 +6,13 @@ from shared.atlas import AtlasInferer, LoadAtlasPairsd, PropagateLabelsd, atlas_
 from shared.data.embedded import load_pairs
 from shared.data.pairs import PairDataset
 from shared.data.pooled import pooled_pairs
+from shared.data.validation import validation_pairs
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.export import export_network
 from shared.handlers import TrainingLog
+from shared.host_run import HostRun
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
 from shared.scoring import evaluate_tasks
@@ -21,6 +23,7 @@ from .gradient_projection import GPM
 from .memory import ReservoirMemory
 from .network import LKUNet
 from .objective import RegistrationObjective, VelocityInferer
+from .past import EmbeddedPast
 from .pooling import load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from .trainer import ContinualTrainer
@@ -38,6 +41,8 @@ __all__ = [
     "SI",
     "AtlasInferer",
     "ContinualTrainer",
+    "EmbeddedPast",
+    "HostRun",
     "LKUNet",
     "LoadAtlasPairsd",
     "LwF",
@@ -63,5 +68,6 @@ __all__ = [
     "report_input_errors",
     "start_processes",
     "stop_processes",
+    "validation_pairs",
     "validation_title",
 ]

@@ -6,9 +6,11 @@ from shared.continual import EWC, SI, Sequential
 from shared.data.embedded import load_sites
 from shared.data.pooled import pooled_slices
 from shared.data.slice_dataset import SliceDataset, VolumeDataset
+from shared.data.validation import validation_volumes
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.handlers import TrainingLog
+from shared.host_run import HostRun
 from shared.weights import load_weights
 
 from .assessment import assess_replay, sample_sheet
@@ -24,6 +26,7 @@ from .memory import ExemplarMemory
 from .network import SliceUNet
 from .pooling import load_tasks
 from .privacy import check_private
+from .rehearsal import CaseRehearsal
 from .replay import ReplayDataset, make_replay
 from .strategies import ER, SMDR, LwF
 from .trainer import SegmenterTrainer
@@ -36,9 +39,11 @@ __all__ = [
     "EWC",
     "SI",
     "SMDR",
+    "CaseRehearsal",
     "DenoisingLoss",
     "ExemplarMemory",
     "GeneratorTrainer",
+    "HostRun",
     "LabelOnImaged",
     "LoadVolumed",
     "LwF",
@@ -74,4 +79,5 @@ __all__ = [
     "start_processes",
     "stop_processes",
     "validation_title",
+    "validation_volumes",
 ]

@@ -1,0 +1,124 @@
+"""Rehearsal when a labelling host starts the training: of earlier sites, and of the host's cases in later trainings.
+
+What is rehearsed are replay sets in ``models/replay``, generated slices. Of the cases themselves nothing is kept but
+hashes of their files, by which a set is left out while all its cases are here again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from shared.errors import InputError
+from shared.files import read_json, save_json
+from shared.host_run import HostRun
+from shared.run_directory import RunDirectory
+
+from .hashes import hash_of_file
+from .replay import INDEX
+
+__all__ = ["CaseRehearsal"]
+
+_CASES = "cases.json"
+
+
+class CaseRehearsal:
+    """The replay sets that a host's training rehearses, and the one that it leaves; folders change nothing.
+
+    Args:
+        host: of the run.
+        options: ids of ``train.json`` that generator and segmenter share: what a slice is, device and seed.
+        generator_options: more ids of ``train_diffusion.json``.
+        replay_options: more ids of ``generate.json``; a ``count`` of 0 leaves no set.
+    """
+
+    def __init__(
+        self,
+        host: HostRun,
+        options: Mapping[str, Any],
+        generator_options: Mapping[str, Any],
+        replay_options: Mapping[str, Any],
+    ) -> None:
+        self.host, self.options = host, dict(options)
+        self.generator_options, self.replay_options = dict(generator_options), dict(replay_options)
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle's replay sets lie."""
+        return self.host.bundle_root / "models" / "replay"
+
+    def sets(self, given: Sequence[str | Path] | str | Path) -> Sequence[str | Path] | str | Path:
+        """Return the replay sets of a run: those asked for; for a host's cases, the bundle's own of other cases.
+
+        Args:
+            given: folders asked for.
+        """
+        if self.host.cases is None or given:
+            return given
+        here = [self._hashes()]
+        found: list[Path] = []
+        for index in sorted(self.folder.glob(f"*/{INDEX}"), reverse=True):
+            path = index.with_name(_CASES)
+            cases = set(read_json(path)) if path.is_file() else None
+            # A set stands for its cases, unless they are here again or in a newer set.
+            if read_json(index).get("complete") and not (cases and any(cases <= other for other in here)):
+                found.insert(0, index.parent)
+                here.append(cases or set())
+        names = ", ".join(path.name for path in found)
+        self.host.say(
+            f"rehearsed from the bundle's generator: {names}"
+            if found
+            else f"{self.folder}: found no replay set of other cases, so nothing learnt before is rehearsed"
+        )
+        return found
+
+    def remember(self, run_dir: str | Path) -> None:
+        """Teach the generator a host's cases and leave a replay set of them; a failure is told and spoils nothing.
+
+        Args:
+            run_dir: of the segmenter's complete run; its weights label the set.
+        """
+        if self.host.cases is None or self.replay_options.get("count") == 0:
+            return
+        if dist.is_available() and dist.is_initialized():
+            self.host.say("no replay set is made of these cases: the generator learns them on a single device only")
+            return
+        try:
+            self._generate(RunDirectory(run_dir, read_only=True).model)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, InputError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            self.host.say(f"no replay set is made of these cases: {cause}")
+
+    def _generate(self, model: Path) -> None:
+        import monai.bundle
+
+        configs, site, runs = self.host.bundle_root / "configs", self.host.task, self.host.bundle_root / "runs"
+        earlier = [path for path in sorted(runs.glob("generator_*")) if RunDirectory(path, read_only=True).is_done()]
+        common = {"bundle_root": str(self.host.bundle_root), "task": site, **self.options}
+        learning = {"run_dir": str(runs / f"generator_{site}"), "generator_from": str(earlier[-1]) if earlier else None}
+        monai.bundle.run(
+            run_id="training",
+            config_file=str(configs / "train_diffusion.json"),
+            **{**common, **learning, "train#dataset#data": self.host.cases, **self.generator_options},
+        )
+        folder = self.folder / site
+        drawing = {"generator": learning["run_dir"], "model": str(model), "output_dir": str(folder)}
+        # Neither picture nor comparison with the cases: the set alone, and the look for real images.
+        steps = ["@replay_set", "$scripts.check_private(@private_dirs, @record)"]
+        monai.bundle.run(
+            run_id="generating",
+            config_file=[str(configs / "train.json"), str(configs / "generate.json")],
+            **{**common, **drawing, "generating": steps, **self.replay_options},
+        )
+        save_json(folder / _CASES, sorted(self._hashes()))
+        self.host.say(f"{folder}: generated slices of these cases, for later trainings")
+
+    def _hashes(self) -> set[str]:
+        return {hash_of_file(Path(item["image"])) for item in self.host.cases or ()}

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from bundles.samcl.scripts.memory import ReservoirMemory
+from bundles.samcl.scripts.past import EmbeddedPast
+from shared.files import save_tensors
+from shared.host_run import HostRun
+
+CASES = [{"image": "a.nii.gz", "label": "b.nii.gz"}]
+FOLDER = [{"fixed_image": "a", "moving_image": "b", "task": "brain"}]
+TASKS = ["synth_brain_mr", "synth_lung_ct"]
+
+
+@pytest.fixture
+def past(tmp_path):
+    (tmp_path / "models").mkdir()
+    save_tensors(tmp_path / "models" / "model.pt", {"weight": torch.zeros(3)})
+
+    def make(data, size=(8, 8, 8), capacity=200):
+        host = HostRun(data, tmp_path, "task", rehearses=True)
+        return EmbeddedPast(host, ReservoirMemory(capacity), tmp_path / "past", TASKS, {"spatial_size": size}, images=2)
+
+    return make
+
+
+def test_weights_without_a_memory_get_pairs_of_what_they_learnt(past, capsys):
+    filled = past(CASES)
+    filled.fill()
+    drawn = filled.memory.draw(10, torch.Generator().manual_seed(0))
+    assert {sample["task"] for sample in drawn} == set(TASKS)
+    assert len(drawn) == len(filled.memory) == 2 + 2
+    assert drawn[0]["fixed_image"].shape == (1, 8, 8, 8)
+    assert filled.memory.seen == 2400
+    assert "rehearsed are 4 pairs" in capsys.readouterr().out
+
+
+def test_a_small_memory_is_not_overfilled(past):
+    filled = past(CASES, capacity=3)
+    filled.fill()
+    assert len(filled.memory) == 3
+
+
+def test_folders_2d_images_and_fresh_networks_are_left_alone(past, tmp_path, capsys):
+    for filled in (past(FOLDER), past(CASES, size=(8, 8))):
+        filled.fill()
+        assert len(filled.memory) == 0
+    assert "nothing learnt before is rehearsed" in capsys.readouterr().out
+    (tmp_path / "models" / "model.pt").unlink()
+    filled = past(CASES)
+    filled.fill()
+    assert len(filled.memory) == 0
+    assert not (tmp_path / "past").exists()
