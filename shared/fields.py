@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .warp import add_warped, check_field, warp_points
+from .warp import add_warped, check_field, compiled_takes, warp_points
 
 __all__ = ["compose", "derivative", "exponentiate", "identity", "invert", "jacobian_determinant", "resize"]
 
@@ -77,9 +77,20 @@ def exponentiate(dvf: Tensor, steps: int = 7) -> Tensor:
         check_field(dvf, "dvf")
         if steps < 0:
             raise ValueError(f"steps must be 0 or more, got {steps}")
-    ddf = dvf.to(torch.float64 if dvf.dtype == torch.float64 else torch.float32) * 0.5**steps
+    dvf = dvf.to(torch.float64 if dvf.dtype == torch.float64 else torch.float32)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript leaves out a branch of this condition alone
+        if steps > 0 and compiled_takes(dvf, dvf):
+            return _exponentiate_compiled(dvf, steps)
+    ddf = dvf * 0.5**steps
     for _ in range(steps):
         ddf = compose(ddf, ddf)
+    return ddf
+
+
+@torch.jit.unused
+def _exponentiate_compiled(dvf: Tensor, steps: int) -> Tensor:
+    differentiate = dvf.requires_grad and torch.is_grad_enabled()
+    ddf: Tensor = torch.ops.registration.integrate(dvf.contiguous(), steps, differentiate)[0]
     return ddf
 
 

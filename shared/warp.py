@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .kernels.backend import usable
 
-__all__ = ["add_warped", "check_field", "warp", "warp_points"]
+__all__ = ["add_warped", "check_field", "compiled_takes", "warp", "warp_points"]
 
 MODES = ("bilinear", "nearest")
 PADDING_MODES = ("zeros", "border")
@@ -76,7 +76,7 @@ def _warp(image: Tensor, field: Tensor, mode: str, padding_mode: str, add: bool)
     """Sample ``image`` at the field, and ``add`` the field; both of one floating dtype."""
     source = _thicken(image, padding_mode)
     if not torch.jit.is_scripting():
-        if _compiled(source, field):
+        if compiled_takes(source, field):
             return _warp_compiled(source, field, mode, padding_mode, add)
     axes: list[Tensor] = []
     for axis in range(field.ndim - 2):
@@ -124,7 +124,7 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
 
 
 @torch.jit.unused
-def _compiled(source: Tensor, field: Tensor) -> bool:
+def compiled_takes(source: Tensor, field: Tensor) -> bool:
     """Whether the compiled kernels take this call: not where a graph is recorded that must do without them."""
     return not torch.jit.is_tracing() and not torch.compiler.is_compiling() and usable(source, field)
 
@@ -135,7 +135,7 @@ def _many(points: Tensor, source: Tensor) -> bool:
     if points.shape[0] != 1 or source.shape[0] != 1 or points.shape[1] < MANY_POINTS or points.dtype != source.dtype:
         return False
     wanted = torch.is_grad_enabled() and (points.requires_grad or source.requires_grad)
-    return not wanted and points.device.type == "cpu" and _compiled(source, points)
+    return not wanted and points.device.type == "cpu" and compiled_takes(source, points)
 
 
 @torch.jit.unused

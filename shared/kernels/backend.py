@@ -27,8 +27,8 @@ class Choice(NamedTuple):
 def warp_backend(device: str = "cpu") -> Choice:
     """Return what warps on a type of device; builds the CPU kernels at the first call where they are wanted.
 
-    ``WARP_BACKEND=torch`` is ``grid_sample``; ``compiled`` the kernels of ``warp_cpu.cpp`` on the CPU and of
-    ``warp_triton.py`` on CUDA; ``auto``, the default, the kernels where they can be had.
+    ``WARP_BACKEND=torch`` is ``grid_sample``; ``compiled`` the kernels in C++ on the CPU and in
+    Triton on CUDA; ``auto``, the default, the kernels where they can be had.
 
     Args:
         device: type of device, as in ``torch.device(...).type``.

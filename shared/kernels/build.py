@@ -17,16 +17,18 @@ from filelock import FileLock
 
 __all__ = ["BuildError", "cache_dir", "library"]
 
-SOURCE = Path(__file__).with_name("warp_cpu.cpp")
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
-# A build takes half a minute; who waits longer for another process has met a machine in trouble.
+# A build takes a minute or two; who waits longer for another process has met a machine in trouble.
 PATIENCE_S = 600
 
 _PROGRAM = """
 import sys
 from torch.utils.cpp_extension import load
-source, folder, *flags = sys.argv[1:]
-load("warp_cpu", [source], extra_cflags=flags, build_directory=folder, is_python_module=False)
+folder, *rest = sys.argv[1:]
+sources, flags = ([x for x in rest if x.endswith(".cpp") is cpp] for cpp in (True, False))
+load("kernels", sources, extra_cflags=flags, build_directory=folder, is_python_module=False)
 """
 
 logger = logging.getLogger(__name__)
@@ -54,12 +56,13 @@ def _cpu_flags() -> str:
 
 
 def _key() -> str:
-    parts = (torch.__version__, platform.machine(), _cpu_flags(), " ".join(FLAGS), SOURCE.read_text())
+    texts = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    parts = (torch.__version__, platform.machine(), _cpu_flags(), " ".join(FLAGS), *texts)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def library() -> Path:
-    """Return the built library; builds it where that has not been done, which takes about half a minute.
+    """Return the built library; builds it where that has not been done, which takes a minute or two.
 
     Several processes may ask at once: one builds, the others wait. A killed build leaves nothing that is taken for a
     library.
@@ -67,7 +70,7 @@ def library() -> Path:
     Raises:
         BuildError: no compiler, a compiler that fails, or a cache folder that cannot be written.
     """
-    name = f"warp_cpu_{_key()}.so"
+    name = f"kernels_{_key()}.so"
     try:
         folder = cache_dir()
         built = folder / name
@@ -76,7 +79,7 @@ def library() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock", timeout=PATIENCE_S):
             if not built.is_file():
-                logger.info("building the CPU kernels, once on this machine: about half a minute")
+                logger.info("building the CPU kernels, once on this machine: a minute or two")
                 _build(built)
         return built
     except OSError as error:  # filelock's timeout is one as well
@@ -97,12 +100,12 @@ def _build(target: Path) -> None:
     if shutil.which("ninja", path=search_path) is None:
         raise BuildError("no ninja on the PATH (`pip install ninja`)")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
-        command = [sys.executable, "-c", _PROGRAM, str(SOURCE), folder, *FLAGS]
+        command = [sys.executable, "-c", _PROGRAM, folder, *map(str, SOURCES), *FLAGS]
         environment = {**os.environ, "PATH": search_path}
         result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise BuildError(f"the compiler failed: {_cause(result.stderr + result.stdout)}")
-        Path(folder, "warp_cpu.so").replace(target)
+        Path(folder, "kernels.so").replace(target)
 
 
 def _cause(text: str) -> str:

@@ -13,7 +13,10 @@ from .ordered_adjoint import ordered_image_adjoint
 
 __all__ = ["use_library", "use_triton"]
 
+PACK_TAIL = 16  # voxels behind a packed field of integrate_cpu.cpp
+
 _NAME = "registration::warp"
+_INTEGRATE = "registration::integrate"
 
 
 @cache
@@ -29,10 +32,12 @@ def use_triton() -> None:
     Raises:
         ImportError: there is no Triton.
     """
-    from . import warp_triton
+    from . import integrate_triton, warp_triton
 
     if getattr(torch.ops.registration, "has_cuda", False):
         return
+    _LIBRARY.impl("integrate", integrate_triton.integrate, "CUDA")
+    _LIBRARY.impl("integrate_adjoint", integrate_triton.integrate_adjoint, "CUDA")
     _LIBRARY.impl("warp", warp_triton.sample, "CUDA")
     _LIBRARY.impl("warp_field_adjoint", warp_triton.field_adjoint, "CUDA")
     _LIBRARY.impl("warp_image_adjoint", _cuda_image_adjoint, "CUDA")
@@ -83,6 +88,30 @@ def _no_second_gradient(ctx: Any, grad: Tensor) -> None:
     raise NotImplementedError("warp has no second derivative, as grid_sample has none")
 
 
+def _fake_integrate(dvf: Tensor, steps: int, keep: bool) -> tuple[Tensor, Tensor]:
+    count = dvf.numel()
+    if dvf.device.type == "cpu":  # packed, with room behind
+        pack = 4 if dvf.ndim == 5 else 2
+        count = (dvf.shape[0] * dvf.shape[2:].numel() + PACK_TAIL) * pack
+    states = dvf.new_empty((steps, count) if keep else (0,))
+    return torch.empty_like(dvf, memory_format=torch.contiguous_format), states
+
+
+def _fake_integrate_adjoint(grad: Tensor, dvf: Tensor, states: Tensor, steps: int) -> Tensor:
+    return torch.empty_like(dvf, memory_format=torch.contiguous_format)
+
+
+def _keep_states(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    dvf, ctx.steps, _ = inputs
+    ctx.save_for_backward(dvf, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _integrate_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    dvf, states = ctx.saved_tensors
+    return torch.ops.registration.integrate_adjoint(grad.contiguous(), dvf, states, ctx.steps), None, None
+
+
 def _batch_warp(
     info: Any, in_dims: tuple[int | None, ...], image: Tensor, field: Tensor, nearest: bool, border: bool, add: bool
 ) -> tuple[Tensor, int]:
@@ -102,6 +131,26 @@ def _join(tensor: Tensor, axis: int | None, count: int, batch: int) -> Tensor:
     return full.expand(count, batch, *full.shape[2:]).reshape(count * batch, *full.shape[2:]).contiguous()
 
 
+def _batch_integrate(
+    info: Any, in_dims: tuple[int | None, ...], dvf: Tensor, steps: int, keep: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Integrate with a new axis: it joins the batch; what was on the way is found again where it is needed."""
+    full = dvf.movedim(in_dims[0] or 0, 0)
+    ddf, _ = torch.ops.registration.integrate(full.flatten(0, 1).contiguous(), steps, False)
+    return (ddf.unflatten(0, full.shape[:2]), dvf.new_empty((info.batch_size, 0))), (0, 0)
+
+
+def _batch_integrate_adjoint(
+    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, dvf: Tensor, states: Tensor, steps: int
+) -> tuple[Tensor, int]:
+    joined = [
+        (t.expand(info.batch_size, *t.shape) if axis is None else t.movedim(axis, 0)).flatten(0, 1).contiguous()
+        for t, axis in ((grad, in_dims[0]), (dvf, in_dims[1]))
+    ]
+    found = torch.ops.registration.integrate_adjoint(*joined, dvf.new_empty((0,)), steps)
+    return found.unflatten(0, (info.batch_size, -1)), 0
+
+
 def _define() -> torch.library.Library:
     """Define the operators, once a process: a host of several bundles loads a copy of this file with each."""
     defined = getattr(torch.ops.registration, "definition", None)
@@ -119,6 +168,22 @@ def _define() -> torch.library.Library:
     torch.library.register_autograd(f"{_NAME}_image_adjoint", _no_second_gradient)
     if hasattr(torch.library, "register_vmap"):  # torch 2.5
         torch.library.register_vmap(_NAME, _batch_warp)
+    library.define("integrate(Tensor dvf, int steps, bool keep) -> (Tensor, Tensor)")
+    library.define("integrate_adjoint(Tensor grad, Tensor dvf, Tensor states, int steps) -> Tensor")
+    torch.library.register_fake(_INTEGRATE, _fake_integrate)
+    torch.library.register_fake(f"{_INTEGRATE}_adjoint", _fake_integrate_adjoint)
+    torch.library.register_autograd(_INTEGRATE, _integrate_backward, setup_context=_keep_states)
+    torch.library.register_autograd(f"{_INTEGRATE}_adjoint", _no_second_gradient)
+    if hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(_INTEGRATE, _batch_integrate)
+        torch.library.register_vmap(f"{_INTEGRATE}_adjoint", _batch_integrate_adjoint)
+    # Their callers differentiate: shared/losses/mutual_information.py and warped_overlap.py.
+    library.define("filled_cells(Tensor maps) -> Tensor")
+    sources = "Tensor p, Tensor p_field, Tensor p_filled, Tensor q, Tensor q_field, Tensor q_filled"
+    library.define(f"warped_overlap({sources}) -> Tensor")
+    library.define(f"warped_overlap_adjoint(Tensor grad, {sources}) -> (Tensor, Tensor)")
+    library.define("joint_histogram(Tensor x, Tensor y, int bins, float k) -> Tensor")
+    library.define("joint_histogram_adjoint(Tensor grad, Tensor x, Tensor y, float k) -> (Tensor, Tensor)")
     torch.ops.registration.definition = library  # outlives a host that drops this module
     return library
 

@@ -100,7 +100,7 @@ def _sample(
 @triton.jit
 def _field_adjoint(
     grad, image, field, out, C, D, H, W, OH, OW, count, image_step, field_step,
-    DIMS: tl.constexpr, BORDER: tl.constexpr, BLOCK: tl.constexpr,
+    DIMS: tl.constexpr, BORDER: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -131,11 +131,19 @@ def _field_adjoint(
                 value *= wz
             along_x += value * sx * wy
             along_y += value * wx * sy
-    target = out + n * DIMS * count + at
-    tl.store(target + (DIMS - 1) * count, along_x * _moves(raw_x, W, BORDER), mask)
-    tl.store(target + (DIMS - 2) * count, along_y * _moves(raw_y, H, BORDER), mask)
+    along_x *= _moves(raw_x, W, BORDER)
+    along_y *= _moves(raw_y, H, BORDER)
+    along_z *= _moves(raw_z, D, BORDER)
+    target, own = out + n * DIMS * count + at, grad + n * DIMS * count + at
+    if ADD:
+        along_x += tl.load(own + (DIMS - 1) * count, mask, 0.0).to(xl.dtype)
+        along_y += tl.load(own + (DIMS - 2) * count, mask, 0.0).to(xl.dtype)
+    tl.store(target + (DIMS - 1) * count, along_x, mask)
+    tl.store(target + (DIMS - 2) * count, along_y, mask)
     if DIMS == 3:
-        tl.store(target, along_z * _moves(raw_z, D, BORDER), mask)
+        if ADD:
+            along_z += tl.load(own, mask, 0.0).to(xl.dtype)
+        tl.store(target, along_z, mask)
 
 
 @triton.jit
@@ -180,7 +188,7 @@ def _grid(count: int, batch: int) -> tuple[int, int]:
     return triton.cdiv(count, BLOCK), batch
 
 
-def sample(image: Tensor, field: Tensor, nearest: bool, border: bool, add: bool) -> Tensor:
+def sample(image: Tensor, field: Tensor, nearest: bool, border: bool, add: bool, out: Tensor | None = None) -> Tensor:
     """Return ``image`` at the field, and the field added to it where ``add``.
 
     Args:
@@ -189,12 +197,14 @@ def sample(image: Tensor, field: Tensor, nearest: bool, border: bool, add: bool)
         nearest: instead of linear.
         border: repeat the edge; else zeros.
         add: needs C = d.
+        out: where to write, contiguous; new memory if None.
 
     Returns:
         (N, C, *T) of the image's type.
     """
     batch, dims = max(image.shape[0], field.shape[0]), field.shape[1]
-    out = image.new_empty((batch, image.shape[1], *field.shape[2:]))
+    if out is None:
+        out = image.new_empty((batch, image.shape[1], *field.shape[2:]))
     sizes = _sizes(tuple(image.shape[2:]), field)
     _sample[_grid(sizes[-1], batch)](
         image, field, out, image.shape[1], *sizes, *_steps(image.shape, field),
@@ -203,25 +213,28 @@ def sample(image: Tensor, field: Tensor, nearest: bool, border: bool, add: bool)
     return out
 
 
-def field_adjoint(grad: Tensor, image: Tensor, field: Tensor, border: bool) -> Tensor:
-    """Return the gradient to ``field`` of linear sampling; see :func:`sample`."""
+def field_adjoint(grad: Tensor, image: Tensor, field: Tensor, border: bool, add: bool = False) -> Tensor:
+    """Return the gradient to ``field`` of linear sampling, plus ``grad`` where ``add``; see :func:`sample`."""
     batch, dims = max(image.shape[0], field.shape[0]), field.shape[1]
     out = field.new_empty((batch, *field.shape[1:]))
     sizes = _sizes(tuple(image.shape[2:]), field)
     _field_adjoint[_grid(sizes[-1], batch)](
         grad, image, field, out, image.shape[1], *sizes, *_steps(image.shape, field),
-        DIMS=dims, BORDER=border, BLOCK=BLOCK,
+        DIMS=dims, BORDER=border, ADD=add, BLOCK=BLOCK,
     )  # fmt: skip
     return out if field.shape[0] == batch else out.sum(0, keepdim=True)
 
 
-def image_adjoint(grad: Tensor, image: Tensor, field: Tensor, nearest: bool, border: bool) -> Tensor:
-    """Return the gradient to ``image``; see :func:`sample`. Sums are float32 also for half images.
+def image_adjoint(
+    grad: Tensor, image: Tensor, field: Tensor, nearest: bool, border: bool, out: Tensor | None = None
+) -> Tensor:
+    """Return the gradient to ``image``, added to ``out`` if given; see :func:`sample`. Sums have the field's type.
 
     The order of the sums is the hardware's, so the last bits differ from call to call on CUDA.
     """
     batch, dims = max(image.shape[0], field.shape[0]), field.shape[1]
-    out = torch.zeros(image.shape, dtype=field.dtype, device=image.device)
+    if out is None:
+        out = torch.zeros(image.shape, dtype=field.dtype, device=image.device)
     sizes = _sizes(tuple(image.shape[2:]), field)
     _image_adjoint[_grid(sizes[-1], batch)](
         grad, field, out, image.shape[1], *sizes, *_steps(image.shape, field),

@@ -1,6 +1,7 @@
 """Losses for registration: images, labels, landmarks and the field itself."""
 
 from .landmarks import LandmarkLoss
+from .mutual_information import MutualInformationLoss
 from .objective import Objective, prepare_sample
 from .overlap import SoftDiceLoss, label_probabilities, soft_dice
 from .regularity import BendingEnergyLoss, FoldingLoss, MembraneEnergyLoss
@@ -13,6 +14,7 @@ __all__ = [
     "LocalNCCLoss",
     "MINDSSCLoss",
     "MembraneEnergyLoss",
+    "MutualInformationLoss",
     "Objective",
     "SoftDiceLoss",
     "label_probabilities",

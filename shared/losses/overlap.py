@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from ..smoothing import gaussian_smooth
+from .warped_overlap import warped_sums
 
 __all__ = ["SoftDiceLoss", "label_probabilities", "soft_dice"]
 
@@ -58,7 +59,7 @@ def soft_dice(p: Tensor, q: Tensor, eps: float = 1e-5) -> Tensor:
     Raises:
         ValueError: when the shapes differ.
     """
-    cross, squares = _sums(p, q)
+    cross, squares = warped_sums(p, None, q, None)
     return 2.0 * cross / (squares + eps)
 
 
@@ -86,17 +87,24 @@ class SoftDiceLoss(_Loss):
         Raises:
             ValueError: when the shapes differ.
         """
-        cross, squares = _sums(p, q)
+        return self.warped(p, None, q, None)
+
+    def warped(self, p: Tensor, p_ddf: Tensor | None, q: Tensor, q_ddf: Tensor | None) -> Tensor:
+        """Return the loss of maps pulled back by fields, zero outside, without making the warped maps where it can.
+
+        Args:
+            p: (B, L, *S), constant.
+            p_ddf: (B, d, *T) in voxels, or None for the maps as they are.
+            q: (B, L, *S), constant.
+            q_ddf: as ``p_ddf``.
+
+        Raises:
+            ValueError: when the warped maps differ in shape.
+        """
+        cross, squares = warped_sums(p, p_ddf, q, q_ddf)
         if self.pooled:
             return 1.0 - (2.0 * cross.sum(dim=0) / (squares.sum(dim=0) + self.eps)).mean()
         # Probabilities are not negative: their squares sum to zero exactly where they do.
         present = (squares.detach() > 0).to(squares.dtype)
         loss = present * (1.0 - 2.0 * cross / (squares + self.eps))
         return (loss.sum(dim=1) / present.sum(dim=1).clamp_min(1.0)).mean()
-
-
-def _sums(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    if p.shape != q.shape or p.ndim < 3:
-        raise ValueError(f"p and q must have one shape (B, L, *S), got {tuple(p.shape)} and {tuple(q.shape)}")
-    dims = tuple(range(2, p.ndim))
-    return (p * q).sum(dim=dims), p.square().sum(dim=dims) + q.square().sum(dim=dims)

@@ -25,6 +25,7 @@ def test_a_package_holds_the_bundle_and_the_part_of_shared_that_it_imports(bundl
     record = json.loads((folder / MANIFEST).read_text())
     assert len(record["commit"]) == 40
     assert (folder / "scripts" / "_shared" / "kernels" / "warp_cpu.cpp").is_file()
+    assert (folder / "scripts" / "_shared" / "kernels" / "vectors.h").is_file()
     assert not list(folder.rglob("__pycache__"))
     assert not (folder / "data").exists()
 

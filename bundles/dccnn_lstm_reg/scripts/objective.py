@@ -159,8 +159,8 @@ class SymmetricObjective(nn.Module):
                     continue
                 ddf = output[name][i : i + 1]
                 if self.weights["overlap"] and f"{own}_probabilities" in sample:
-                    warped = warp(sample[f"{own}_probabilities"], ddf)
-                    terms.setdefault("overlap", []).append(self.dice(warped, sample[f"{other}_probabilities"]))
+                    maps = sample[f"{own}_probabilities"], sample[f"{other}_probabilities"]
+                    terms.setdefault("overlap", []).append(self.dice.warped(maps[0], ddf, maps[1], None))
                 if self.weights["landmarks"] and f"{own}_points" in sample:
                     # A field moves points the other way: from the image that stands still into the one it warps.
                     points = sample[f"{other}_points"][None]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor, nn
 
 from shared.data.pairs import Sample
@@ -19,6 +18,7 @@ from shared.losses import (
     LocalNCCLoss,
     MembraneEnergyLoss,
     MINDSSCLoss,
+    MutualInformationLoss,
     SoftDiceLoss,
     prepare_sample,
 )
@@ -111,11 +111,12 @@ class RegistrationObjective(nn.Module):
         }
         self.metric, self.window, self.label_sigma = metric, window, label_sigma
         self.steps, self.downsize = steps, downsize
-        self.image_loss = {
+        image_losses: dict[str, Callable[[], nn.Module]] = {
             "lncc": lambda: LocalNCCLoss(window),
             "mind": MINDSSCLoss,
-            "mi": GlobalMutualInformationLoss,
-        }[metric]()
+            "mi": lambda: MutualInformationLoss(23),
+        }
+        self.image_loss = image_losses[metric]()
         self.dice, self.distance = SoftDiceLoss(), LandmarkLoss()
         self.bending, self.membrane, self.folding = BendingEnergyLoss(), MembraneEnergyLoss(), FoldingLoss()
 
@@ -148,18 +149,13 @@ class RegistrationObjective(nn.Module):
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def _pair_terms(self, sample: Sample, half: Tensor, half_inv: Tensor) -> dict[str, Tensor]:
-        fixed, moving = [sample["fixed_image"][None]], [sample["moving_image"][None]]
-        has_labels = "fixed_probabilities" in sample
-        if has_labels:
-            fixed.append(sample["fixed_probabilities"])
-            moving.append(sample["moving_probabilities"])
-        fixed_warped = warp(torch.cat(fixed, dim=1), half_inv)
-        moving_warped = warp(torch.cat(moving, dim=1), half)
         terms = {}
         if self.weights["similarity"]:
-            terms["similarity"] = self._similarity(sample, fixed_warped[:, :1], moving_warped[:, :1], half, half_inv)
-        if has_labels:
-            terms["overlap"] = self.dice(moving_warped[:, 1:], fixed_warped[:, 1:])
+            fixed, moving = warp(sample["fixed_image"][None], half_inv), warp(sample["moving_image"][None], half)
+            terms["similarity"] = self._similarity(sample, fixed, moving, half, half_inv)
+        if "fixed_probabilities" in sample:
+            maps = sample["moving_probabilities"], sample["fixed_probabilities"]
+            terms["overlap"] = self.dice.warped(maps[0], half, maps[1], half_inv)
         if self.weights["landmarks"] and "fixed_points" in sample:
             # Two steps of the half deformation are the whole one: only these points are moved, no field is built.
             midway = warp_points(sample["fixed_points"][None], half)
