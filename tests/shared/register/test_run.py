@@ -14,6 +14,8 @@ from shared.data.images import read_voxels
 from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
 from shared.transform_io import Transform, read_point_file, read_transform, write_image, write_transform
+from shared.transform_io.images import itk_image
+from tests.dicom_series import write_dicom
 from tests.itk_peer import itk_points, itk_transform, itk_warped
 from tests.shared.register.pairs import known_pair, write_points
 
@@ -222,6 +224,22 @@ def test_other_formats(tmp_path):
     ours, theirs = (np.asarray(nib.load(tmp_path / out / "warped.nii.gz").dataobj) for out in "ab")
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     assert other["scores"]["similarity"] == pytest.approx(plain["scores"]["similarity"], abs=1e-4)
+
+
+def test_a_dicom_folder_registers_as_the_same_image_in_one_file(tmp_path):
+    known_pair(tmp_path)
+    for side in ("fixed", "moving"):
+        voxels, grid = read_voxels(tmp_path / f"{side}.nii.gz")
+        whole = (10 * voxels).round().astype(np.int16)
+        write_image(tmp_path / f"{side}.nrrd", whole, grid)
+        write_dicom(tmp_path / side, itk_image(whole, grid), "1")
+    options = {"init": "none", "optimise": 0, "modality": "ct"}
+    plain = register(tmp_path / "fixed.nrrd", tmp_path / "moving.nrrd", tmp_path / "a", **options)
+    series = register(tmp_path / "fixed", tmp_path / "moving", tmp_path / "b", **options)
+    one, other = (nib.load(tmp_path / out / "warped.nii.gz") for out in "ab")
+    np.testing.assert_allclose(other.affine, one.affine, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(other.dataobj), np.asarray(one.dataobj), atol=0.05)
+    assert series["scores"]["similarity"] == pytest.approx(plain["scores"]["similarity"], abs=1e-3)
 
 
 def test_two_numbers_agree_with_theory():
