@@ -67,16 +67,3 @@ def test_ids_that_hosts_ask_for():
     assert next(iter(form["inputs"])) == "image"
     assert next(iter(form["outputs"])) == "pred"
     assert form["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "prostate"}
-
-
-def test_a_server_trains_on_a_plain_list(tmp_path):
-    """Images and labels of a data store, of no site and without a split."""
-    write_site(tmp_path / "one")
-    items = [
-        {k: str(tmp_path / "one" / f"{k}sTr" / f"case_{n:03d}.nii.gz") for k in ("image", "label")} for n in range(3)
-    ]
-    run_dir = tmp_path / "run"
-    options = {"train#dataset#data": items[:2], "validate#dataset#data": items[2:], "train#trainer#max_epochs": 1}
-    result = runs.run("smdr", "run", ("train", "smoke"), run_dir=run_dir, **options)
-    assert "images, validation images (never trained on): 1 images" in result.stdout
-    assert (run_dir / "model.pt").is_file()
