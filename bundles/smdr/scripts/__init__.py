@@ -7,6 +7,14 @@ from shared.data.embedded import load_sites
 from shared.data.pooled import pooled_slices
 from shared.data.slice_dataset import SliceDataset, VolumeDataset
 from shared.data.validation import validation_volumes
+from shared.diffusion import (
+    DenoisingLoss,
+    SiteDiffusion,
+    first_or_later,
+    load_generator,
+    parameter_groups,
+    prepare_generator,
+)
 from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.handlers import TrainingLog
@@ -15,13 +23,10 @@ from shared.weights import load_weights
 
 from .assessment import assess_replay, sample_sheet
 from .augmentation import SliceAugmentation
-from .denoising import DenoisingLoss
-from .diffusion import SiteDiffusion
 from .evaluation import SegmentationEvaluator, evaluate_tasks, validation_title
-from .generator_trainer import GeneratorTrainer, parameter_groups
+from .generator_trainer import GeneratorTrainer
 from .inference import LabelOnImaged, LoadVolumed, SliceInferer, segment_files
 from .labelling import SampleFilter, choose_labels
-from .loading import first_or_later, load_generator, prepare_generator
 from .memory import ExemplarMemory
 from .network import SliceUNet
 from .pooling import load_tasks

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from shared.diffusion import SiteDiffusion, from_channels
 from shared.errors import InputError, did_you_mean
+from shared.hashes import hash_of_weights
 from shared.weights import load_weights
-
-from .denoising import from_channels
-from .diffusion import SiteDiffusion
-from .hashes import hash_of_weights
 
 __all__ = ["JointLabels", "Labeller", "PseudoLabels", "SampleFilter", "choose_labels", "judge", "site_statistics"]
 

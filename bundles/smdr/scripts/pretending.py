@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .diffusion import SiteDiffusion
+from shared.diffusion import SiteDiffusion
 
 __all__ = ["contrast", "pretend"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from shared.errors import InputError
 from shared.files import load_tensors, read_json, save_json
+from shared.hashes import hash_of_file
 
-from .hashes import hash_of_file
 from .replay import INDEX
 
 __all__ = ["check_private", "foreign_files"]

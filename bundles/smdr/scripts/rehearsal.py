@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from shared.errors import InputError
 from shared.files import read_json, save_json
+from shared.hashes import hash_of_file
 from shared.host_run import HostRun
 from shared.run_directory import RunDirectory
 
-from .hashes import hash_of_file
 from .replay import INDEX
 
 __all__ = ["CaseRehearsal"]

@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from shared.diffusion import SiteDiffusion, draw_samples, sample_seed
 from shared.errors import InputError
 from shared.files import atomic_write, read_json, save_json, sole_owner, writable_dir
+from shared.hashes import hash_of_file, hash_of_weights
 from shared.settings import differences
 
-from .denoising import draw_samples, sample_seed
-from .diffusion import SiteDiffusion
-from .hashes import hash_of_file, hash_of_weights
 from .labelling import Labeller, SampleFilter, judge
 
 __all__ = ["INDEX", "ReplayDataset", "make_replay", "read_index"]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.smdr.scripts.denoising import DenoisingLoss, draw_samples
-from bundles.smdr.scripts.generator_trainer import MovingAverage, parameter_groups
 from bundles.smdr.scripts.labelling import site_statistics
-from bundles.smdr.scripts.loading import load_generator, prepare_generator
+from shared.diffusion import (
+    DenoisingLoss,
+    MovingAverage,
+    draw_samples,
+    load_generator,
+    parameter_groups,
+    prepare_generator,
+)
 from shared.errors import InputError
 from shared.files import load_tensors, read_json
 from shared.handlers import TrainingLog

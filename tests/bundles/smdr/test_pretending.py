@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.smdr.scripts.denoising import draw_samples
-from bundles.smdr.scripts.loading import load_generator, prepare_generator
 from bundles.smdr.scripts.pretending import contrast, pretend
+from shared.diffusion import draw_samples, load_generator, prepare_generator
 from shared.weights import trainable
 from tests.bundles.smdr.tiny_generator import SIZE, make_generator, make_trainer
 

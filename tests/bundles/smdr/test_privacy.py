@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bundles.smdr.scripts.labelling import PseudoLabels, SampleFilter
-from bundles.smdr.scripts.loading import prepare_generator
 from bundles.smdr.scripts.privacy import check_private, foreign_files
 from bundles.smdr.scripts.replay import make_replay
+from shared.diffusion import prepare_generator
 from shared.errors import InputError
 from shared.files import read_json, save_json, save_tensors
 from shared.handlers import TrainingLog

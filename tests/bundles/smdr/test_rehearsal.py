@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from bundles.smdr.scripts.hashes import hash_of_file
 from bundles.smdr.scripts.rehearsal import CaseRehearsal
 from shared.errors import InputError
+from shared.hashes import hash_of_file
 from shared.host_run import HostRun
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bundles.smdr.scripts.denoising import draw_samples, from_channels, sample_seed
 from bundles.smdr.scripts.labelling import PseudoLabels, SampleFilter
 from bundles.smdr.scripts.replay import INDEX, ReplayDataset, make_replay, read_index
+from shared.diffusion import draw_samples, from_channels, sample_seed
 from shared.errors import InputError
 from shared.files import read_json, save_json
 from tests.bundles.smdr.tiny_generator import SIZE, known_of_site, make_generator

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from bundles.smdr.scripts.denoising import DenoisingLoss
-from bundles.smdr.scripts.diffusion import SiteDiffusion
 from bundles.smdr.scripts.generator_trainer import GeneratorTrainer, parameter_groups
+from shared.diffusion import DenoisingLoss, SiteDiffusion
+from tests.tiny_diffusion import SIZE, known_of_site, make_generator
 
-SIZE = 8
+__all__ = ["SIZE", "TinySite", "known_of_site", "make_generator", "make_trainer"]
 
 
 class TinySite(torch.utils.data.Dataset):
@@ -35,34 +35,6 @@ class TinySite(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.samples[index]
-
-
-def make_generator(site: str | None = "first", **options: Any) -> SiteDiffusion:
-    """Return a generator, the same at every call, whose last layer is awake: an untrained one finds no noise at all."""
-    torch.manual_seed(0)
-    defaults: dict[str, Any] = {
-        "image_size": SIZE,
-        "features": (8, 8),
-        "attention": (False, True),
-        "head_channels": 8,
-        "tokens": 3,
-        "token_size": 12,
-        "pretended": 0,
-        "timesteps": 10,
-        "schedule": "cosine",
-    }
-    generator = SiteDiffusion(**{**defaults, **options})
-    for name, parameter in generator.denoiser.named_parameters():
-        if not bool(parameter.any()):
-            torch.nn.init.normal_(parameter, std=0.1 if name.startswith("out.") else 0.05)
-    if site is not None:
-        generator.add_site(site, known_of_site())
-    return generator
-
-
-def known_of_site() -> dict[str, Any]:
-    """Return statistics under which any label passes."""
-    return {"images": 6, "empty": 0.5, "area": [0.0, 1.0], "intensity": [0.4, 0.3]}
 
 
 def make_trainer(run_dir: Path, generator: SiteDiffusion, site: str = "first", **options: Any) -> GeneratorTrainer:

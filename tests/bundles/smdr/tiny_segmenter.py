@@ -11,13 +11,13 @@ import torch
 from monai.losses import DiceCELoss
 
 from bundles.smdr.scripts.augmentation import SliceAugmentation
-from bundles.smdr.scripts.hashes import hash_of_file
 from bundles.smdr.scripts.network import SliceUNet
 from bundles.smdr.scripts.replay import INDEX, ReplayDataset
 from bundles.smdr.scripts.strategies import SMDR
 from bundles.smdr.scripts.trainer import SegmenterTrainer
 from shared.continual import Strategy
 from shared.files import save_json
+from shared.hashes import hash_of_file
 from tests import tiny
 from tests.bundles.smdr.tiny_generator import TinySite
 

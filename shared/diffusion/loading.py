@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from shared.errors import InputError
-
-from .diffusion import SiteDiffusion, read_generator
+from ..errors import InputError
+from .site_diffusion import SiteDiffusion, read_generator
 
 __all__ = ["first_or_later", "load_generator", "prepare_generator"]
 

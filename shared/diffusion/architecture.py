@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
-from shared.errors import InputError
+from ..errors import InputError
 
 __all__ = ["PREDICTIONS", "check_architecture", "ddim_scheduler", "training_scheduler"]
 

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from monai.inferers import DiffusionInferer
 from torch import Tensor, nn
 
-from shared.errors import InputError
-from shared.weights import unwrap
-
+from ..errors import InputError
+from ..weights import unwrap
 from .architecture import ddim_scheduler
-from .diffusion import SiteDiffusion
+from .site_diffusion import SiteDiffusion
 
 __all__ = ["DenoisingLoss", "draw_samples", "from_channels", "sample_seed", "to_channels"]
 

@@ -7,15 +7,20 @@ import copy
 import pytest
 import torch
 
-from bundles.smdr.scripts.denoising import DenoisingLoss, draw_samples
-from bundles.smdr.scripts.diffusion import SiteDiffusion
-from bundles.smdr.scripts.hashes import hash_of_weights
-from bundles.smdr.scripts.loading import first_or_later, load_generator, prepare_generator
-from bundles.smdr.scripts.modulation import SiteNorm
+from shared.diffusion import (
+    DenoisingLoss,
+    SiteDiffusion,
+    SiteNorm,
+    draw_samples,
+    first_or_later,
+    load_generator,
+    prepare_generator,
+)
 from shared.errors import InputError
 from shared.files import save_tensors
+from shared.hashes import hash_of_weights
 from shared.weights import load_weights, trainable
-from tests.bundles.smdr.tiny_generator import SIZE, make_generator
+from tests.tiny_diffusion import SIZE, make_generator
 
 
 def learn(generator, site, steps=3):

@@ -19,12 +19,11 @@ from monai.networks.utils import pixelshuffle, pixelunshuffle
 from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
-from shared.errors import InputError, did_you_mean
-from shared.files import load_tensors, save_tensors
-from shared.settings import differences
-
+from ..errors import InputError, did_you_mean
+from ..files import load_tensors, save_tensors
+from ..hashes import hash_of_weights
+from ..settings import differences
 from .architecture import check_architecture, training_scheduler
-from .hashes import hash_of_weights
 from .modulation import insert_site_norms, modulate
 
 __all__ = ["LATER_SITES", "SiteDiffusion", "read_generator"]
@@ -296,5 +295,5 @@ def read_generator(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     path = _file(path)
     state = load_tensors(path)
     if not isinstance(state, dict) or not {_EXTRA, _FIRST_LAYER} <= set(state):
-        raise InputError(f"{path}: holds no generator of this bundle; expected the model.pt of a generator's run")
+        raise InputError(f"{path}: holds no generator; expected the model.pt of a generator's run")
     return _described(state[_EXTRA])["architecture"], state

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.errors import InputError
+from .errors import InputError
 
 __all__ = ["hash_of_file", "hash_of_weights"]
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.smdr.scripts.architecture import PREDICTIONS
-from bundles.smdr.scripts.denoising import DenoisingLoss, draw_samples, from_channels, sample_seed, to_channels
-from bundles.smdr.scripts.diffusion import SiteDiffusion
+from shared.diffusion import (
+    PREDICTIONS,
+    DenoisingLoss,
+    SiteDiffusion,
+    draw_samples,
+    from_channels,
+    sample_seed,
+    to_channels,
+)
 from shared.errors import InputError
-from tests.bundles.smdr.tiny_generator import SIZE, make_generator
+from tests.tiny_diffusion import SIZE, make_generator
 
 
 class KnowsTheImage(SiteDiffusion):
