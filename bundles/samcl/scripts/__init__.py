@@ -19,10 +19,12 @@ from shared.scoring import evaluate_tasks
 from shared.weights import load_weights
 
 from .consolidation import EWC, SI, LwF
+from .diffusion_memory import DiffusionMemory
 from .gradient_projection import GPM
 from .memory import ReservoirMemory
 from .network import LKUNet
 from .objective import RegistrationObjective, VelocityInferer
+from .pair_generator import PairGenerator
 from .past import EmbeddedPast
 from .pooling import load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
@@ -41,12 +43,14 @@ __all__ = [
     "SI",
     "AtlasInferer",
     "ContinualTrainer",
+    "DiffusionMemory",
     "EmbeddedPast",
     "HostRun",
     "LKUNet",
     "LoadAtlasPairsd",
     "LwF",
     "PairDataset",
+    "PairGenerator",
     "PropagateLabelsd",
     "RegistrationEvaluator",
     "RegistrationObjective",

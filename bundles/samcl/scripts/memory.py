@@ -5,43 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shared.data.pairs import Sample
 from shared.errors import InputError
-from shared.files import atomic_write
 
-__all__ = ["ReservoirMemory"]
+from .pair_files import compact, pair_file, read_pair, restore, write_pair
 
-_KEPT = ("fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
-_POINTS = ("fixed_points", "moving_points")
+__all__ = ["ReservoirMemory", "TaskHooks"]
 
 
-def _compact(sample: Sample) -> Sample:
-    """Copy what training needs: images as float16, labels and masks as the smallest integers that hold them."""
-    kept: Sample = {"task": sample["task"]}
-    for key in _KEPT:
-        if key in sample:
-            value: Tensor = sample[key].cpu()
-            if key.endswith("image"):
-                kept[key] = value.half()
-            else:
-                kept[key] = value.to(torch.uint8 if int(value.max()) <= 255 else torch.int16)
-    for key in _POINTS:
-        if key in sample:
-            kept[key] = sample[key].cpu().clone()
-    if "labels" in sample:
-        kept["labels"] = list(sample["labels"])
-    return kept
+class TaskHooks:
+    """What a memory may do before and after a task; as they stand here, nothing."""
+
+    def begin_task(self, trainer: Any) -> None:
+        """Get ready for a task; called again when a killed run goes on, with the state of the checkpoint."""
+
+    def end_task(self, trainer: Any) -> None:
+        """Take down what later tasks need; a killed run does it again, with the same random numbers."""
 
 
-def _restore(sample: Sample) -> Sample:
-    return {k: v.float() if k.endswith("image") else v for k, v in sample.items()}
-
-
-class ReservoirMemory:
+class ReservoirMemory(TaskHooks):
     """Keep each pair ever offered with the same probability, capacity / seen (Vitter, TOMS 1985, algorithm R).
 
     The rule holds while the capacity stays; a larger one fills up with new pairs first. A pair lies in RAM, or with
@@ -82,7 +67,7 @@ class ReservoirMemory:
             slot = int(torch.randint(0, self.seen, (1,), generator=generator))
             if slot >= self.capacity:
                 return False
-        entry: tuple[int, Sample | None] = (number, _compact(sample))
+        entry: tuple[int, Sample | None] = (number, compact(sample))
         if self.on_disk:
             self._write(*entry)
             entry = (number, None)
@@ -96,7 +81,7 @@ class ReservoirMemory:
         """Draw up to ``count`` different pairs, uniformly; with ``before``, of those offered when ``seen`` was less."""
         slots = self._slots if before is None else [slot for slot in self._slots if slot[0] < before]
         chosen = torch.randperm(len(slots), generator=generator)[:count]
-        return [_restore(self._pair(*slots[int(i)])) for i in chosen]
+        return [restore(self._pair(*slots[int(i)])) for i in chosen]
 
     def _part(self, count: int) -> list[int]:
         """Choose which of ``count`` pairs a smaller memory takes over: a random part, the same at every call."""
@@ -106,34 +91,16 @@ class ReservoirMemory:
     def _file(self, number: int) -> Path:
         if self.folder is None:
             raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
-        return self.folder / f"pair_{number:07d}.npz"
+        return pair_file(self.folder, number)
 
     def _pair(self, number: int, sample: Sample | None) -> Sample:
-        return self._read(self._file(number)) if sample is None else sample
+        return read_pair(self._file(number)) if sample is None else sample
 
     def _write(self, number: int, sample: Sample | None) -> None:
-        """Write a pair unless its file is there. Compressed npz without pickle."""
-        if sample is None or number in self._written:
-            return
-        arrays = {k: v.numpy() for k, v in sample.items() if isinstance(v, Tensor)}
-        arrays["labels"] = np.asarray(sample.get("labels", [-1]), dtype=np.int16)
-        arrays["task"] = np.frombuffer(sample["task"].encode(), dtype=np.uint8)
-        atomic_write(self._file(number), lambda stream: np.savez_compressed(stream, **arrays))
-        self._written.add(number)
-
-    @staticmethod
-    def _read(path: Path) -> Sample:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                content: dict[str, Any] = {k: arrays[k] for k in arrays.files}
-        except Exception as error:
-            raise InputError(f"{path}: not readable as a memory pair ({type(error).__name__})") from error
-        sample: Sample = {"task": content.pop("task").tobytes().decode()}
-        labels = content.pop("labels").tolist()
-        if labels != [-1]:
-            sample["labels"] = labels
-        sample.update({k: torch.from_numpy(v) for k, v in content.items()})
-        return sample
+        """Write a pair unless its file is there."""
+        if sample is not None and number not in self._written:
+            write_pair(self._file(number), sample)
+            self._written.add(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in one dict of tensors and plain containers; :meth:`save` writes file by file instead."""
@@ -184,14 +151,16 @@ class ReservoirMemory:
             keep_folder: go on writing there (a resumed run); False reads only (the memory of an earlier task).
 
         Raises:
-            InputError: a pair is missing or unreadable.
+            InputError: the memory of another kind, or a pair is missing or unreadable.
         """
         folder = Path(folder)
+        if "numbers" not in index:
+            raise InputError(f"{folder}: holds generated pairs, expected the real ones of a reservoir: the same memory")
         numbers = [int(n) for n in index["numbers"]]
         self.seen = int(index["seen"])
         if len(numbers) > self.capacity:
             numbers = [numbers[i] for i in self._part(len(numbers))]
-        pairs = {n: self._read(folder / f"pair_{n:07d}.npz") for n in numbers}
+        pairs = {n: read_pair(pair_file(folder, n)) for n in numbers}
         self.folder = folder if keep_folder else None
         self._written = set(numbers) if keep_folder else set()
         in_ram = not (self.on_disk and keep_folder)

@@ -15,6 +15,7 @@ from shared.data.synthetic import write_registration_tasks
 from shared.distributed import from_first_rank
 from shared.host_run import HostRun
 
+from .diffusion_memory import DiffusionMemory
 from .memory import ReservoirMemory
 
 __all__ = ["EmbeddedPast"]
@@ -25,7 +26,7 @@ class EmbeddedPast:
 
     Args:
         host: of the run.
-        memory: of the strategy, empty.
+        memory: of the strategy, empty; one of generated pairs stays so.
         folder: where the tasks are written, as Learn2Reg folders.
         tasks: that the weights have learnt, one after another.
         options: of :class:`~shared.data.pairs.PairDataset`.
@@ -37,7 +38,7 @@ class EmbeddedPast:
     def __init__(
         self,
         host: HostRun,
-        memory: ReservoirMemory,
+        memory: ReservoirMemory | DiffusionMemory,
         folder: str | Path,
         tasks: Sequence[str],
         options: Mapping[str, Any],
@@ -52,6 +53,9 @@ class EmbeddedPast:
     def fill(self) -> None:
         """Offer pairs of the tasks; a run on folders, from a run with a memory, or of 2D images is left alone."""
         if self.host.cases is None or not self.tasks or not self._starts_from_weights():
+            return
+        if not isinstance(self.memory, ReservoirMemory):
+            self.host.say("weights without a generator: nothing learnt before is rehearsed")
             return
         if len(self.options["spatial_size"]) != 3:
             self.host.say("the embedded tasks are 3D: nothing learnt before is rehearsed")

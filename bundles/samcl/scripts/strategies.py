@@ -7,7 +7,7 @@ strategies that replay or flatten; others are in ``consolidation.py`` and ``grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from shared.data.pairs import Sample
 from shared.distributed import on_all_ranks
 from shared.weights import trainable
 
+from .diffusion_memory import DiffusionMemory
 from .memory import ReservoirMemory
 from .sam import SAM
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .trainer import ContinualTrainer
 
 __all__ = ["AGEM", "ER", "MER", "SAMCL", "Parts", "Sequential", "SharpnessAware", "Strategy"]
+
+PairMemory: TypeAlias = "ReservoirMemory | DiffusionMemory"
 
 
 class SharpnessAware(Strategy):
@@ -45,14 +48,22 @@ class SharpnessAware(Strategy):
 
 
 class Replay(Strategy):
-    """Base of strategies that step on the batch and on pairs drawn from a reservoir.
+    """Base of strategies that step on the batch and on pairs drawn from a memory.
 
     Args:
-        memory: reservoir of past pairs.
+        memory: a reservoir of pairs, or generated ones.
     """
 
-    def __init__(self, memory: ReservoirMemory) -> None:
-        self.memory: ReservoirMemory = memory
+    def __init__(self, memory: PairMemory) -> None:
+        self.memory: PairMemory = memory
+
+    def begin_task(self, trainer: ContinualTrainer) -> None:
+        """Let the memory get ready."""
+        self.memory.begin_task(trainer)
+
+    def end_task(self, trainer: ContinualTrainer) -> None:
+        """Let the memory take down what later tasks need."""
+        self.memory.end_task(trainer)
 
     def _offer(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> None:
         for sample in samples:
@@ -80,7 +91,7 @@ class ER(Replay):
     Two passes a sample.
 
     Args:
-        memory: reservoir of past pairs.
+        memory: of past pairs.
         steps: "joint": one optimizer step on the mean of two losses, of the batch and of an equally large one drawn
             from the memory before the batch is offered to it. "each": a step on each sample alone, then on a replayed
             batch, as MER does it.
@@ -89,7 +100,7 @@ class ER(Replay):
         ValueError: other ``steps``.
     """
 
-    def __init__(self, memory: ReservoirMemory, steps: str = "joint") -> None:
+    def __init__(self, memory: PairMemory, steps: str = "joint") -> None:
         if steps not in ("joint", "each"):
             raise ValueError(f"found steps {steps!r}, expected joint or each")
         super().__init__(memory)
@@ -119,7 +130,7 @@ class MER(Replay):
     ratio 1.
 
     Args:
-        memory: reservoir of past pairs.
+        memory: of past pairs.
         beta: 1 leaves out the interpolation, 0 learns nothing.
         replay_ratio: replayed pairs for each pair of the batch; 1 in the paper.
 
@@ -127,7 +138,7 @@ class MER(Replay):
         ValueError: ``beta`` outside [0, 1], or a ratio below 1.
     """
 
-    def __init__(self, memory: ReservoirMemory, beta: float = 0.5, replay_ratio: int = 1) -> None:
+    def __init__(self, memory: PairMemory, beta: float = 0.5, replay_ratio: int = 1) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"found beta {beta}, expected 0 to 1")
         if replay_ratio < 1:
@@ -151,7 +162,7 @@ class SAMCL(MER):
     With a batch of k and the replay ratio r: 2 (k + r k) passes, k + 1 optimizer steps.
 
     Args:
-        memory: reservoir of past pairs.
+        memory: of past pairs.
         rho: radius of SAM; 0 leaves MER.
         adaptive: adaptive SAM.
         beta: 1 leaves out the interpolation, 0 learns nothing.
@@ -163,7 +174,7 @@ class SAMCL(MER):
 
     def __init__(
         self,
-        memory: ReservoirMemory,
+        memory: PairMemory,
         rho: float = 0.05,
         adaptive: bool = True,
         beta: float = 0.25,
@@ -184,15 +195,16 @@ class AGEM(Replay):
     to first order no step raises their loss. On the first task, plain training; then two passes a sample.
 
     Args:
-        memory: reservoir of past pairs; pairs of the current task are offered, and serve as reference from the next on.
+        memory: of past pairs; pairs of the current task are offered, and serve as reference from the next on.
     """
 
-    def __init__(self, memory: ReservoirMemory) -> None:
+    def __init__(self, memory: PairMemory) -> None:
         super().__init__(memory)
         self._past = 0
 
     def begin_task(self, trainer: ContinualTrainer) -> None:
         """Note how many pairs earlier tasks have offered."""
+        super().begin_task(trainer)
         if trainer.state.iteration == 0:
             self._past = self.memory.seen
 
