@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,10 @@ class Phases:
         iterations = int(stage.options.get("iterations", self.plan.scalar("iterations")))
 
         def progress() -> tuple[float, str]:
-            return _logged(run_dir, iterations)
+            share, text = _logged(run_dir, iterations)
+            # A memory of generated pairs has its generator learn the task once the model has.
+            generator = run_dir / "memory" / "rank0" / "generator"
+            return share, _of_generator(generator)[1] if (generator / "settings.json").is_file() else text
 
         return Phase("training", "training", self.plan.config_files(), options, results, progress)
 
@@ -155,13 +159,8 @@ class Phases:
         if number:
             options["generator_from"] = str(self._place(number - 1) / "generator")
 
-        def progress() -> tuple[float, str]:
-            settings = run_dir / "settings.json"
-            share, text = _logged(run_dir, read_json(settings)["iterations"] if settings.is_file() else 0)
-            return share, f"generator, {text}"
-
         files = self.plan.phase_files("diffusion")
-        return Phase("diffusion", "training", files, options, [run_dir / "done.json"], progress)
+        return Phase("diffusion", "training", files, options, [run_dir / "done.json"], partial(_of_generator, run_dir))
 
     def _replay(self, number: int) -> Phase:
         folder = self._place(number)
@@ -194,6 +193,12 @@ class Phases:
         """Return what the generator takes over from the model's training."""
         known = {**self.plan.literals(SHARED), **self.stages[number].options}
         return {name: known[name] for name in SHARED if name in known}
+
+
+def _of_generator(run_dir: Path) -> tuple[float, str]:
+    settings = run_dir / "settings.json"
+    share, text = _logged(run_dir, read_json(settings)["iterations"] if settings.is_file() else 0)
+    return share, f"generator, {text}"
 
 
 def _logged(run_dir: Path, iterations: int) -> tuple[float, str]:

@@ -118,15 +118,13 @@ class DiffusionMemory(TaskHooks):
         share = self.capacity // (len(self._pairs) + 1)
         if share == 0:
             raise InputError(f"found {len(self._pairs) + 1} tasks, expected a memory of at least as many pairs")
-        folder, task = trainer.run_directory.memory, trainer.task
-        before = self._generator_before(trainer)
-        device = torch.device(trainer.state.device)
-        model = self.generator.learn(
-            task, self._dataset, self._code, folder / "generator", before, device, trainer.seed
-        )
+        folder, task, seed = trainer.run_directory.memory, trainer.task, trainer.seed
+        code = self._code or self.generator.code(self._dataset, task)
+        before, device = self._generator_before(trainer), torch.device(trainer.state.device)
+        model = self.generator.learn(task, self._dataset, code, folder / "generator", before, device, seed)
         self._pairs = {name: pairs[:share] for name, pairs in self._pairs.items()}
         self._pairs[task] = []
-        for sample in self.generator.draw(model, task, share, trainer.seed):
+        for sample in self.generator.draw(model, task, share, seed):
             self._pairs[task].append((self._next, compact(sample)))
             self._next += 1
         self._dataset, self._past = None, self.seen

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bundles.samcl.scripts.diffusion_memory import DiffusionMemory
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.past import EmbeddedPast
 from shared.files import save_tensors
@@ -50,3 +51,12 @@ def test_folders_2d_images_and_fresh_networks_are_left_alone(past, tmp_path, cap
     filled.fill()
     assert len(filled.memory) == 0
     assert not (tmp_path / "past").exists()
+
+
+def test_a_memory_of_generated_pairs_stays_empty(tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    save_tensors(tmp_path / "models" / "model.pt", {"weight": torch.zeros(3)})
+    host, memory = HostRun(CASES, tmp_path, "task", rehearses=True), DiffusionMemory(4)
+    EmbeddedPast(host, memory, tmp_path / "past", TASKS, {"spatial_size": (8, 8, 8)}).fill()
+    assert (len(memory), memory.seen) == (0, 0)
+    assert "weights without a generator: nothing learnt before is rehearsed" in capsys.readouterr().out
