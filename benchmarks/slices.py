@@ -2,8 +2,8 @@
 
     python -m benchmarks.slices --out DIR --tasks synth_brain_mr synth_lung_ct
 
-writes ``DIR/slice_brain_mr`` and ``DIR/slice_lung_ct``: of each image, label map and mask the middle axial slice. Keypoints
-and true fields are left out.
+writes ``DIR/slice_brain_mr`` and ``DIR/slice_lung_ct``: of each image, label map and mask the middle axial slice.
+Keypoints and true fields are left out.
 """
 
 from __future__ import annotations

@@ -146,3 +146,15 @@ def test_progress_is_read_from_what_the_runs_write(tmp_path):
     assert not phases["replay"].is_done
     (replay.parent / "privacy.json").write_text("{}")
     assert phases["replay"].is_done
+
+
+def test_the_generator_of_a_memory_shows_its_progress(tmp_path):
+    phase = phases_of(tmp_path, 0)["training"]
+    run = tmp_path / "01_site_prostate_1" / "run"
+    generator = run / "memory" / "rank0" / "generator"
+    generator.mkdir(parents=True)
+    (run / "metrics.csv").write_text("iteration,loss\n1,0.1\n")
+    assert phase.progress()[1].startswith("iteration 1/")
+    (generator / "settings.json").write_text('{"iterations": 8}')
+    (generator / "metrics.csv").write_text("iteration,loss\n6,0.1\n")
+    assert phase.progress()[1] == "generator, iteration 6/8"
