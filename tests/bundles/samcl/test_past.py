@@ -19,7 +19,8 @@ def past(tmp_path):
 
     def make(data, size=(8, 8, 8), capacity=200):
         host = HostRun(data, tmp_path, "task", rehearses=True)
-        return EmbeddedPast(host, ReservoirMemory(capacity), tmp_path / "past", TASKS, {"spatial_size": size}, images=2)
+        where = {"host": host, "folder": tmp_path / "past", "tasks": TASKS, "options": {"spatial_size": size}}
+        return EmbeddedPast(ReservoirMemory(capacity), images=2, **where)
 
     return make
 
@@ -57,6 +58,7 @@ def test_a_memory_of_generated_pairs_stays_empty(tmp_path, capsys):
     (tmp_path / "models").mkdir()
     save_tensors(tmp_path / "models" / "model.pt", {"weight": torch.zeros(3)})
     host, memory = HostRun(CASES, tmp_path, "task", rehearses=True), DiffusionMemory(4)
-    EmbeddedPast(host, memory, tmp_path / "past", TASKS, {"spatial_size": (8, 8, 8)}).fill()
+    options = {"host": host, "folder": tmp_path / "past", "tasks": TASKS, "options": {"spatial_size": (8, 8, 8)}}
+    EmbeddedPast(memory, **options).fill()
     assert (len(memory), memory.seen) == (0, 0)
     assert "weights without a generator: nothing learnt before is rehearsed" in capsys.readouterr().out
