@@ -7,6 +7,7 @@ import subprocess
 import time
 from functools import partial
 
+import pytest
 import torch
 
 from bundles.samcl.scripts.pair_files import read_pair
@@ -28,6 +29,7 @@ OPTIONS = {
 run = partial(runs.run, "samcl")
 
 
+@pytest.mark.slow
 def test_two_tasks_with_a_kill_in_the_generators_training(tmp_path):
     tasks = ("synth_brain_mr", "synth_lung_ct")
     write_registration_tasks(tmp_path / "data", tasks, size=16, counts={"training": 3, "validation": 1, "test": 1})
