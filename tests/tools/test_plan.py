@@ -28,7 +28,7 @@ def test_every_plan_of_the_collection_is_good(path):
     plan = load_plan(path.stem)
     assert json.loads(path.read_text())["_desc_"]
     for name in plan.variants:
-        assert plan.variant(name).options == plan.variants[name]["options"]
+        assert plan.variant(name).options == {**plan.options, **plan.variants[name]["options"]}
 
 
 def test_command_line_wins_over_the_file(tmp_path):
