@@ -42,6 +42,32 @@ def warp_backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(scope="module")
+def triton_on_cpu() -> Iterator[None]:
+    """Let the Triton kernels serve tensors of the CPU, interpreted, in the place of the compiled ones."""
+    import torch
+
+    from shared.kernels import backend, operators
+
+    if torch.cuda.is_available():
+        pytest.skip("Triton is not interpreted where there is a GPU: the tests of CUDA run it there")
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are decorated
+    try:
+        kernels = operators.triton_kernels()
+    except ImportError as error:
+        pytest.skip(f"no Triton: {error}")
+    library = torch.library.Library("registration", "IMPL")
+    for name, kernel in kernels.items():
+        library.impl(name, kernel, "CPU")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "_cpp", lambda device: backend.Choice("triton", "interpreted"))
+        patch.setenv("WARP_BACKEND", "compiled")
+        backend._choose.cache_clear()
+        yield
+    backend._choose.cache_clear()
+    library._destroy()
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     import torch
