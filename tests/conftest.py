@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,18 +34,41 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", params=["torch", "compiled"])
 def warp_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run a module's tests with every backend of warps on the CPU."""
-    from shared.kernels import warp_backend as choice
+    with backend_on_cpu(request.param):
+        yield request.param
 
-    if request.param == "compiled" and choice().name != "cpp":
-        pytest.skip(f"no compiled kernels: {choice().reason}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WARP_BACKEND", request.param)
+
+@pytest.fixture(scope="module", params=["torch", "compiled", "triton"])
+def every_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As ``warp_backend``, and with the Triton kernels interpreted, which is slow."""
+    with backend_on_cpu(request.param):
         yield request.param
 
 
 @pytest.fixture(scope="module")
 def triton_on_cpu() -> Iterator[None]:
     """Let the Triton kernels serve tensors of the CPU, interpreted, in the place of the compiled ones."""
+    with backend_on_cpu("triton"):
+        yield
+
+
+@contextmanager
+def backend_on_cpu(name: str) -> Iterator[None]:
+    from shared.kernels import warp_backend as choice
+
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "triton":
+            with interpreted_kernels(patch):
+                yield
+            return
+        if name == "compiled" and choice().name != "cpp":
+            pytest.skip(f"no compiled kernels: {choice().reason}")
+        patch.setenv("WARP_BACKEND", name)
+        yield
+
+
+@contextmanager
+def interpreted_kernels(patch: pytest.MonkeyPatch) -> Iterator[None]:
     import torch
 
     from shared.kernels import backend, operators
@@ -57,15 +81,16 @@ def triton_on_cpu() -> Iterator[None]:
     except ImportError as error:
         pytest.skip(f"no Triton: {error}")
     library = torch.library.Library("registration", "IMPL")
-    for name, kernel in kernels.items():
-        library.impl(name, kernel, "CPU")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "_cpp", lambda device: backend.Choice("triton", "interpreted"))
-        patch.setenv("WARP_BACKEND", "compiled")
-        backend._choose.cache_clear()
-        yield
+    for operator, kernel in kernels.items():
+        library.impl(operator, kernel, "CPU")
+    patch.setattr(backend, "_cpp", lambda device: backend.Choice("triton", "interpreted"))
+    patch.setenv("WARP_BACKEND", "compiled")
     backend._choose.cache_clear()
-    library._destroy()
+    try:
+        yield
+    finally:
+        backend._choose.cache_clear()
+        library._destroy()
 
 
 @pytest.fixture

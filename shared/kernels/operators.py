@@ -48,15 +48,18 @@ def triton_kernels() -> dict[str, Callable[..., Any]]:
     Raises:
         ImportError: there is no Triton.
     """
-    from . import integrate_triton, lncc_triton, warp_triton
+    from . import integrate_triton, lncc_triton, overlap_triton, warp_triton
 
     return {
+        "filled_cells": overlap_triton.filled_cells,
         "integrate": integrate_triton.integrate,
         "integrate_adjoint": integrate_triton.integrate_adjoint,
         "local_ncc": lncc_triton.local_ncc,
         "warp": warp_triton.sample,
         "warp_field_adjoint": warp_triton.field_adjoint,
         "warp_image_adjoint": _cuda_image_adjoint,
+        "warped_overlap": overlap_triton.warped_overlap,
+        "warped_overlap_adjoint": overlap_triton.warped_overlap_adjoint,
     }
 
 

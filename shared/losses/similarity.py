@@ -146,7 +146,8 @@ def _mean_local_ncc(x: Tensor, y: Tensor, weight: Tensor, window: int, eps: floa
 
 def _kernels_take(image: Tensor) -> bool:
     recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return not recorded and image.numel() > 0 and warp_backend(image.device.type).name == "triton"
+    counts = 0 < image.numel() < 2**31 // 5  # five sums a voxel lie in one tensor, counted in 32 bits
+    return not recorded and counts and warp_backend(image.device.type).name == "triton"
 
 
 class _MeanLocalNCC(torch.autograd.Function):
