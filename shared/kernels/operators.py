@@ -48,12 +48,14 @@ def triton_kernels() -> dict[str, Callable[..., Any]]:
     Raises:
         ImportError: there is no Triton.
     """
-    from . import integrate_triton, lncc_triton, overlap_triton, warp_triton
+    from . import histogram_triton, integrate_triton, lncc_triton, overlap_triton, warp_triton
 
     return {
         "filled_cells": overlap_triton.filled_cells,
         "integrate": integrate_triton.integrate,
         "integrate_adjoint": integrate_triton.integrate_adjoint,
+        "joint_histogram": histogram_triton.joint_histogram,
+        "joint_histogram_adjoint": histogram_triton.joint_histogram_adjoint,
         "local_ncc": lncc_triton.local_ncc,
         "warp": warp_triton.sample,
         "warp_field_adjoint": warp_triton.field_adjoint,
