@@ -20,7 +20,7 @@ from torch import Tensor
 
 __all__ = ["local_ncc"]
 
-BLOCK = 256
+BLOCK, WARPS = 256, 8  # a thread a lane: with two, the sums of a row take most of the registers
 # Rows or planes that one program slides over; the first window of a program is summed anew.
 STRETCH = 32
 
@@ -262,7 +262,7 @@ def local_ncc(
     dims = tuple(range(2, x.ndim))
     # Sums of squares about zero cancel when intensities are far from it (CT in HU, float32).
     shifts = x.mean(dim=dims), y.mean(dim=dims)
-    constants = {"RADIUS": radius, "STRETCH": STRETCH, "BLOCK": BLOCK}
+    constants = {"RADIUS": radius, "STRETCH": STRETCH, "BLOCK": BLOCK, "num_warps": WARPS}
     sums = x.new_empty((5, images, depth, height, width))
     planes = images * depth
     _moments[_programs(height, planes * width)](

@@ -20,7 +20,7 @@ from .warp_triton import _axis, _slope
 
 __all__ = ["filled_cells", "warped_overlap", "warped_overlap_adjoint"]
 
-BLOCK = 256
+BLOCK, WARPS = 256, 8  # a thread a position: with two, the weights take every register
 TILE = 4096  # voxels whose cells are filled in one program
 CELL, CHANNELS = 8, 64
 
@@ -185,7 +185,7 @@ def filled_cells(maps: Tensor) -> Tensor:
     voxels = CELL ** len(cells)
     _fill[(rows * triton.cdiv(count, TILE // voxels),)](
         maps, filled, maps.shape[1], *_planes(maps),
-        CELL=CELL, CHANNELS=CHANNELS, VOXELS=voxels, CELLS=TILE // voxels,
+        CELL=CELL, CHANNELS=CHANNELS, VOXELS=voxels, CELLS=TILE // voxels, num_warps=WARPS,
     )  # fmt: skip
     return filled
 
@@ -197,6 +197,7 @@ def _run(sources: tuple[Tensor, ...], slopes: Tensor, out: Tensor, to_p: Tensor,
         *sources, slopes, out, to_p, to_q, p.shape[1], *_planes(p), *_planes(q), *grid[-2:], grid.numel(),
         p_filled[0, 0].numel(), q_filled[0, 0].numel(), DIMS=len(grid), P_MOVES=p_field.numel() > 0,
         Q_MOVES=q_field.numel() > 0, ADJOINT=adjoint, CELL=CELL, CHANNELS=CHANNELS, BLOCK=BLOCK,
+        num_warps=WARPS,
     )  # fmt: skip
 
 
