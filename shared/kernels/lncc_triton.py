@@ -142,6 +142,15 @@ def _variance(power, total, mean, FLAT: tl.constexpr):
 
 
 @triton.jit
+def _central(x1, y1, x2, y2, xy, voxels, FLAT: tl.constexpr):
+    """Return both means, the sums of squares about them, and that of products, of a window's five sums."""
+    mean_x, mean_y = x1 / voxels, y1 / voxels
+    var_x, varies_x = _variance(x2, x1, mean_x, FLAT)
+    var_y, varies_y = _variance(y2, y1, mean_y, FLAT)
+    return mean_x, mean_y, var_x, var_y, tl.where(varies_x & varies_y, xy - x1 * mean_y, 0.0)
+
+
+@triton.jit
 def _correlate(
     sums, weight, out, values, C, D, H, W, count, weight_n, weight_c, weight_v, EPS: tl.constexpr, FLAT: tl.constexpr,
     TO_X: tl.constexpr, TO_Y: tl.constexpr, RADIUS: tl.constexpr, STRETCH: tl.constexpr, BLOCK: tl.constexpr,
@@ -169,11 +178,9 @@ def _correlate(
         centre = plane - RADIUS
         if step >= 2 * RADIUS:
             voxels = tl.maximum(in_plane * _along(centre, D, RADIUS), 1).to(x1.dtype)
-            sum_x, sum_y = x1 + rx1, y1 + ry1
-            mean_x, mean_y = sum_x / voxels, sum_y / voxels
-            var_x, varies_x = _variance(x2 + rx2, sum_x, mean_x, FLAT)
-            var_y, varies_y = _variance(y2 + ry2, sum_y, mean_y, FLAT)
-            cross = tl.where(varies_x & varies_y, xy + rxy - sum_x * mean_y, 0.0)
+            mean_x, mean_y, var_x, var_y, cross = _central(
+                x1 + rx1, y1 + ry1, x2 + rx2, y2 + ry2, xy + rxy, voxels, FLAT
+            )
             ratio = cross / (var_x * var_y + EPS)
             w = tl.load(weight + (centre * H * W + at) * weight_v, within, 0.0)
             value += tl.where(within, cross * ratio * w, 0.0)
@@ -259,9 +266,8 @@ def local_ncc(
     batch, channels = x.shape[:2]
     depth, height, width = x.shape[2:] if x.ndim == 5 else (1, *x.shape[2:])
     images, count, radius = batch * channels, x.numel(), window // 2
-    dims = tuple(range(2, x.ndim))
     # Sums of squares about zero cancel when intensities are far from it (CT in HU, float32).
-    shifts = x.mean(dim=dims), y.mean(dim=dims)
+    shifts = x.flatten(2).mean(dim=2), y.flatten(2).mean(dim=2)
     constants = {"RADIUS": radius, "STRETCH": STRETCH, "BLOCK": BLOCK, "num_warps": WARPS}
     sums = x.new_empty((5, images, depth, height, width))
     planes = images * depth
