@@ -15,7 +15,7 @@ import torch
 
 from shared.data.sites import write_sites
 from shared.files import load_tensors
-from tests.tools.report_page import Page, browse, browser, measured
+from tests.tools.report_page import Page
 from tools.results import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,18 +116,6 @@ def test_the_report_states_quality_and_leak_test_of_every_replay_set(whole):
     assert "distance ratio, median" in page.text
     found = json.loads((whole / STAGES[1] / "replay" / "assessment.json").read_text())
     assert f"{found['leakage']['median_ratio']:.2f}" in page.text
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(browser() is None, reason="needs Chromium or Chrome")
-@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-def test_the_report_in_a_browser(whole, width):
-    path = whole / "report.html"
-    _, console = browse(path, width, 2400, "--dump-dom")
-    assert console == []
-    assert measured(path, width, "[innerWidth, document.documentElement.scrollWidth]") == f"{width},{width}"
-    pictures = "[...document.images].map(i => i.naturalWidth > 0 ? 1 : 0).concat([document.images.length > 0 ? 1 : 0])"
-    assert set(measured(path, width, pictures).split(",")) == {"1"}
 
 
 def test_a_patients_image_in_a_run_folder_stops_the_chain(data, whole, tmp_path):
