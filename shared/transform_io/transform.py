@@ -259,9 +259,10 @@ class Transform:
             return affine_ddf(Grid(fixed.shape, self.affine.matrix @ fixed.affine), moving)
         field = torch.empty(1, self.dims, *fixed.shape)
         for rows, voxels in slabs(fixed):
+            placed = voxels
             for part in self.parts:
-                voxels = part.place(voxels)
-            field[:, :, rows] = voxels.seen_from(moving)
+                placed = part.place(placed)
+            field[:, :, rows] = placed.seen_from(moving)
             field[:, 0, rows] -= rows.start
         return field
 
