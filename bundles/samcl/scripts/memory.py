@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ __all__ = ["ReservoirMemory"]
 
 _KEPT = ("fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 _POINTS = ("fixed_points", "moving_points")
+READERS = 2
 
 
 def _compact(sample: Sample) -> Sample:
@@ -41,6 +44,12 @@ def _restore(sample: Sample) -> Sample:
     return {k: v.float() if k.endswith("image") else v for k, v in sample.items()}
 
 
+def _file(folder: Path | None, number: int) -> Path:
+    if folder is None:
+        raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
+    return folder / f"pair_{number:07d}.npz"
+
+
 class ReservoirMemory:
     """Keep each pair ever offered with the same probability, capacity / seen (Vitter, TOMS 1985, algorithm R).
 
@@ -50,7 +59,7 @@ class ReservoirMemory:
 
     Args:
         capacity: most pairs kept.
-        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM.
+        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM; threads read them.
     """
 
     def __init__(self, capacity: int = 200, on_disk: bool = False) -> None:
@@ -59,8 +68,10 @@ class ReservoirMemory:
         self.capacity, self.on_disk = capacity, on_disk
         self.seen = 0
         self.folder: Path | None = None
+        self._source: Path | None = None  # where the pairs on disk lie: an earlier run's folder until the first save
         self._slots: list[tuple[int, Sample | None]] = []  # (number when offered, pair; None when on disk)
         self._written: set[int] = set()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="replay")  # no thread before the first pair
 
     def __repr__(self) -> str:
         return f"ReservoirMemory(capacity={self.capacity})"
@@ -72,7 +83,7 @@ class ReservoirMemory:
     def nbytes(self) -> int:
         """Bytes that the pairs take: tensors in RAM, files on disk."""
         in_ram = sum(v.nbytes for _, s in self._slots if s for v in s.values() if isinstance(v, Tensor))
-        return in_ram + sum(self._file(n).stat().st_size for n, s in self._slots if s is None)
+        return in_ram + sum(_file(self._source, n).stat().st_size for n, s in self._slots if s is None)
 
     def offer(self, sample: Sample, generator: torch.Generator) -> bool:
         """Offer a pair; return whether it was taken in."""
@@ -82,10 +93,10 @@ class ReservoirMemory:
             slot = int(torch.randint(0, self.seen, (1,), generator=generator))
             if slot >= self.capacity:
                 return False
-        entry: tuple[int, Sample | None] = (number, _compact(sample))
+        kept = _compact(sample)
         if self.on_disk:
-            self._write(*entry)
-            entry = (number, None)
+            self._write(number, kept)
+        entry = (number, None if self.on_disk else kept)
         if slot == len(self._slots):
             self._slots.append(entry)
         else:
@@ -94,31 +105,34 @@ class ReservoirMemory:
 
     def draw(self, count: int, generator: torch.Generator, before: int | None = None) -> list[Sample]:
         """Draw up to ``count`` different pairs, uniformly; with ``before``, of those offered when ``seen`` was less."""
+        return self.draw_ahead(count, generator, before)()
+
+    def draw_ahead(
+        self, count: int, generator: torch.Generator, before: int | None = None
+    ) -> Callable[[], list[Sample]]:
+        """Do :meth:`draw`, but return what waits for the pairs: those on disk are read while the caller goes on.
+
+        Until then nothing may be pruned.
+        """
         slots = self._slots if before is None else [slot for slot in self._slots if slot[0] < before]
-        chosen = torch.randperm(len(slots), generator=generator)[:count]
-        return [_restore(self._pair(*slots[int(i)])) for i in chosen]
+        chosen = [slots[int(i)] for i in torch.randperm(len(slots), generator=generator)[:count]]
+        coming = [self._readers.submit(self._pair, *slot) if slot[1] is None else slot[1] for slot in chosen]
+        return lambda: [_restore(c.result() if isinstance(c, Future) else c) for c in coming]
 
     def _part(self, count: int) -> list[int]:
         """Choose which of ``count`` pairs a smaller memory takes over: a random part, the same at every call."""
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seen))
         return sorted(order[: self.capacity].tolist())
 
-    def _file(self, number: int) -> Path:
-        if self.folder is None:
-            raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
-        return self.folder / f"pair_{number:07d}.npz"
-
     def _pair(self, number: int, sample: Sample | None) -> Sample:
-        return self._read(self._file(number)) if sample is None else sample
+        return self._read(_file(self._source, number)) if sample is None else sample
 
-    def _write(self, number: int, sample: Sample | None) -> None:
-        """Write a pair unless its file is there. Compressed npz without pickle."""
-        if sample is None or number in self._written:
-            return
+    def _write(self, number: int, sample: Sample) -> None:
+        """Write a pair. Compressed npz without pickle."""
         arrays = {k: v.numpy() for k, v in sample.items() if isinstance(v, Tensor)}
         arrays["labels"] = np.asarray(sample.get("labels", [-1]), dtype=np.int16)
         arrays["task"] = np.frombuffer(sample["task"].encode(), dtype=np.uint8)
-        atomic_write(self._file(number), lambda stream: np.savez_compressed(stream, **arrays))
+        atomic_write(_file(self.folder, number), lambda stream: np.savez_compressed(stream, **arrays))
         self._written.add(number)
 
     @staticmethod
@@ -154,14 +168,13 @@ class ReservoirMemory:
         """
         folder = Path(folder)
         if folder != self.folder:
-            pairs = [(n, self._pair(n, s)) for n, s in self._slots]
             self._written.clear()
             self.folder = folder
-        else:
-            pairs = [(n, s) for n, s in self._slots if s is not None]
         folder.mkdir(parents=True, exist_ok=True)
-        for number, sample in pairs:
-            self._write(number, sample)
+        for number, sample in self._slots:
+            if number not in self._written:
+                self._write(number, self._pair(number, sample))
+        self._source = folder
         if self.on_disk:
             self._slots = [(n, None) for n, _ in self._slots]
         return {"seen": self.seen, "numbers": [n for n, _ in self._slots]}
@@ -169,7 +182,7 @@ class ReservoirMemory:
     def prune(self) -> None:
         """Delete the files of pairs that are no longer kept."""
         if self.folder is not None and self.folder.is_dir():
-            kept = {self._file(n).name for n, _ in self._slots}
+            kept = {_file(self.folder, n).name for n, _ in self._slots}
             for path in self.folder.glob("*.npz"):
                 if path.name not in kept:
                     path.unlink()
@@ -191,8 +204,10 @@ class ReservoirMemory:
         self.seen = int(index["seen"])
         if len(numbers) > self.capacity:
             numbers = [numbers[i] for i in self._part(len(numbers))]
-        pairs = {n: self._read(folder / f"pair_{n:07d}.npz") for n in numbers}
+        slots: list[tuple[int, Sample | None]] = []
+        for n in numbers:
+            pair = self._read(_file(folder, n))  # also where it stays on disk: whatever is missing shows here
+            slots.append((n, None if self.on_disk else pair))
+        self._slots, self._source = slots, folder
         self.folder = folder if keep_folder else None
         self._written = set(numbers) if keep_folder else set()
-        in_ram = not (self.on_disk and keep_folder)
-        self._slots = [(n, pairs[n] if in_ram else None) for n in numbers]
