@@ -177,6 +177,7 @@ def _define() -> torch.library.Library:
     if hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(_INTEGRATE, _batch_integrate)
         torch.library.register_vmap(f"{_INTEGRATE}_adjoint", _batch_integrate_adjoint)
+    library.define("jacobian_scores(Tensor field, Tensor mask) -> Tensor")
     # Their callers differentiate: shared/losses/mutual_information.py and warped_overlap.py.
     library.define("filled_cells(Tensor maps) -> Tensor")
     sources = "Tensor p, Tensor p_field, Tensor p_filled, Tensor q, Tensor q_field, Tensor q_filled"
