@@ -108,7 +108,7 @@ def _winning_labels(padded: Tensor, place: Tensor) -> Tensor:
 def _check_interpolation(interpolation: str) -> None:
     if interpolation not in INTERPOLATIONS:
         raise InputError(
-            f"found the interpolation '{interpolation}'{did_you_mean(interpolation, INTERPOLATIONS)}, expected one of "
+            f"found the interpolation {interpolation!r}{did_you_mean(interpolation, INTERPOLATIONS)}, expected one of "
             f"{', '.join(INTERPOLATIONS)}"
         )
 

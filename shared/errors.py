@@ -17,7 +17,7 @@ class InputError(ValueError):
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" with the known name nearest to ``found``, or "" where none is near."""
     near = get_close_matches(found, list(known), n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def report_input_errors() -> None:

@@ -94,16 +94,16 @@ def onnx_runner(path: str | Path) -> Callable[[Tensor], Tensor]:
 def _check(network: nn.Module, formats: Sequence[str]) -> None:
     for name in formats:
         if name not in FILES:
-            raise InputError(f"found format '{name}'{did_you_mean(name, FILES)}, expected some of {list(FILES)}")
+            raise InputError(f"found format {name!r}{did_you_mean(name, FILES)}, expected some of {list(FILES)}")
         missing = [package for package in NEEDS[name] if find_spec(package) is None]
         if missing:
             raise InputError(
-                f"format '{name}': found no package {' and '.join(missing)}; "
+                f"format {name!r}: found no package {' and '.join(missing)}; "
                 f"expected them installed (python -m pip install {' '.join(NEEDS[name])}), or other formats"
             )
         if name != "torchscript" and getattr(unwrap(network), "repair_folds", False):
             raise InputError(
-                f"format '{name}': found a network with repair_folds, which looks at each field to decide how often it "
+                f"format {name!r}: found a network with repair_folds, which looks at each field to decide how often it "
                 "is halved: an ONNX graph cannot; expected repair_folds false, or torchscript alone"
             )
 

@@ -36,7 +36,7 @@ class FrozenPhase:
         self.names, self.iterations = [str(name).rstrip(".") for name in ensure_tuple(names)], iterations
         for name in self.names:
             if not any(_fits(key, name) for key in weights):
-                raise InputError(f"found frozen '{name}'{_near(name, weights)}, expected names of trained parameters")
+                raise InputError(f"found frozen {name!r}{_near(name, weights)}, expected names of trained parameters")
         self._weights = [w for key, w in weights.items() if any(_fits(key, name) for name in self.names)]
         if iterations and len(self._weights) == len(weights):
             raise InputError(f"found frozen {self.names}: all parameters, expected some that are left to train")

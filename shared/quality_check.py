@@ -55,13 +55,16 @@ class Image(Protocol):
     """An image (1, 1, *S) on its grid, and its mask or None."""
 
     @property
-    def image(self) -> Tensor: ...
+    def image(self) -> Tensor:
+        """Intensities (1, 1, *S)."""
 
     @property
-    def grid(self) -> Grid: ...
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
 
     @property
-    def mask(self) -> Tensor | None: ...
+    def mask(self) -> Tensor | None:
+        """What counts (1, 1, *S), or None for all."""
 
 
 # -- similarity --------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         if autocast not in (None, "bfloat16"):
-            raise ValueError(f"found autocast '{autocast}', expected null or bfloat16")
+            raise ValueError(f"found autocast {autocast!r}, expected null or bfloat16")
         if kwargs.get("amp"):
             raise ValueError("found amp, expected autocast: bfloat16 needs no loss scaling")
         if max_norm is not None and not max_norm > 0:

@@ -77,7 +77,7 @@ def choose_atlases(
         names = [name.strip() for name in choice.split(",")]
         if unknown := [name for name in names if name not in known]:
             raise InputError(
-                f"{folder}: found no atlas '{unknown[0]}'{did_you_mean(unknown[0], list(known))}, expected {ALL} or "
+                f"{folder}: found no atlas {unknown[0]!r}{did_you_mean(unknown[0], list(known))}, expected {ALL} or "
                 f"some of {', '.join(known)}"
             )
         chosen = [known[name] for name in dict.fromkeys(names)]

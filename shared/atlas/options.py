@@ -44,7 +44,7 @@ class PropagationOptions:
             value = getattr(self, name)
             if value not in known:
                 raise InputError(
-                    f"found {name} '{value}'{did_you_mean(str(value), known)}, expected one of {', '.join(known)}"
+                    f"found {name} {value!r}{did_you_mean(str(value), known)}, expected one of {', '.join(known)}"
                 )
 
     @classmethod

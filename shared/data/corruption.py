@@ -52,7 +52,7 @@ class CorruptedPairs(Dataset):
     def __init__(self, dataset: PairDataset, name: str, seed: int = 0) -> None:
         if name not in CORRUPTIONS:
             hint = did_you_mean(name, CORRUPTIONS)
-            raise InputError(f"found corruption '{name}'{hint}, expected one of {', '.join(CORRUPTIONS)}")
+            raise InputError(f"found corruption {name!r}{hint}, expected one of {', '.join(CORRUPTIONS)}")
         self.dataset, self.name, self.seed = dataset, name, seed
         self.pairs = dataset.pairs
 

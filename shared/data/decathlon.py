@@ -47,7 +47,7 @@ def find_site(dataset_dir: str | Path, site: str, also_known: Sequence[str] = ()
     if not known and not Path(dataset_dir).is_dir():
         raise InputError(f"{dataset_dir}: no such folder; expected a folder of Medical Decathlon folders (dataset_dir)")
     listed = ", ".join(known) or f"none: no {DATASET_FILE} there"
-    raise InputError(f"{dataset_dir}: found no site '{site}'{did_you_mean(site, known)}; known sites: {listed}")
+    raise InputError(f"{dataset_dir}: found no site {site!r}{did_you_mean(site, known)}; known sites: {listed}")
 
 
 def split_patients(
@@ -90,7 +90,7 @@ def _names(path: Path, key: str) -> dict[int, str]:
     """Return index -> name of ``labels`` or ``modality``."""
     names = _content(path).get(key) or {}
     if not isinstance(names, Mapping) or not all(str(k).isdigit() for k in names):
-        raise InputError(f"{path}: '{key}' is {names!r}, expected names by number as in {{'0': ..., '1': ...}}")
+        raise InputError(f"{path}: {key!r} is {names!r}, expected names by number as in {{'0': ..., '1': ...}}")
     return {int(k): str(v) for k, v in sorted(names.items(), key=lambda entry: int(entry[0]))}
 
 
@@ -119,7 +119,7 @@ def _section(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str,
     if not isinstance(section, list) or not all(
         isinstance(item, Mapping) and isinstance(item.get("image"), str) for item in items
     ):
-        raise InputError(f"{path}: '{key}' is not a list of {{'image': ..., 'label': ...}} entries")
+        raise InputError(f"{path}: {key!r} is not a list of {{'image': ..., 'label': ...}} entries")
     return [dict(item) for item in items]
 
 
@@ -161,7 +161,7 @@ def read_site(dataset_dir: str | Path, site: str, split: str = "train") -> list[
             the JSON names and that is not there.
     """
     if split not in SPLITS:
-        raise InputError(f"found split '{split}', expected one of {', '.join(SPLITS)}")
+        raise InputError(f"found split {split!r}, expected one of {', '.join(SPLITS)}")
     path = find_site(dataset_dir, site)
     names = label_names(dataset_dir, site)
     items: list[Item] = []

@@ -33,7 +33,7 @@ def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] 
         InputError: unknown modality, or a window that is not two rising numbers.
     """
     if modality not in ("ct", "mr", "auto"):
-        raise InputError(f"found modality '{modality}', expected ct, mr or auto")
+        raise InputError(f"found modality {modality!r}, expected ct, mr or auto")
     if ct_window is not None and (len(ct_window) != 2 or not ct_window[0] < ct_window[1]):
         raise InputError(f"found ct_window {list(ct_window)}, expected two rising numbers in HU")
     if modality == "auto":

@@ -45,7 +45,7 @@ def find_task(dataset_dir: str | Path, task: str, also_known: Sequence[str] = ()
     if not known and not Path(dataset_dir).is_dir():
         raise InputError(f"{dataset_dir}: no such folder; expected a folder of Learn2Reg datasets (dataset_dir)")
     listed = ", ".join(known) or "none: no *_dataset.json there"
-    raise InputError(f"{dataset_dir}: found no task '{task}'{did_you_mean(task, known)}; known tasks: {listed}")
+    raise InputError(f"{dataset_dir}: found no task {task!r}{did_you_mean(task, known)}; known tasks: {listed}")
 
 
 def _items(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, str]]:
@@ -56,7 +56,7 @@ def _items(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, s
     if not isinstance(section, list) or not all(
         isinstance(i, Mapping) and isinstance(i.get("image"), str) for i in section
     ):
-        raise InputError(f"{path}: '{key}' is not a list of {{'image': ...}} entries, as Learn2Reg writes them")
+        raise InputError(f"{path}: {key!r} is not a list of {{'image': ...}} entries, as Learn2Reg writes them")
     return [dict(item) for item in section]
 
 
@@ -69,7 +69,7 @@ def _entries(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str,
         found = dict(entry) if isinstance(entry, Mapping) else {}
         names = {side: found.get(side, found.get(str(direction[side]))) for side in ("fixed", "moving")}
         if not all(isinstance(name, str) for name in names.values()):
-            raise InputError(f"{path}: '{key}' holds {entry!r}, expected {{'fixed': ..., 'moving': ...}}")
+            raise InputError(f"{path}: {key!r} holds {entry!r}, expected {{'fixed': ..., 'moving': ...}}")
         entries.append({**found, **names})
     return entries
 
@@ -203,7 +203,7 @@ def read_pairs(dataset_dir: str | Path, task: str, split: str = "train", with_se
             not there.
     """
     if split not in _SPLITS:
-        raise InputError(f"found split '{split}', expected one of {', '.join(_SPLITS)}")
+        raise InputError(f"found split {split!r}, expected one of {', '.join(_SPLITS)}")
     path = find_task(dataset_dir, task)
     content = read_json(path)
     if not isinstance(content, Mapping) or not _items(content, "training", path):
@@ -218,7 +218,7 @@ def read_pairs(dataset_dir: str | Path, task: str, split: str = "train", with_se
             stacklevel=2,
         )
     if not pairs:
-        expected = "at least two images" if split == "train" else f"pairs under '{_SPLITS[split]}'"
+        expected = "at least two images" if split == "train" else f"pairs under {_SPLITS[split]!r}"
         raise InputError(f"{path}: found no {split} pairs, expected {expected}")
     for pair in pairs:
         pair["task"] = task

@@ -65,7 +65,7 @@ def write_sites(
     names = SEGMENTATION_SITES if sites is None else tuple(sites)
     for name in names:
         if name not in known:
-            raise InputError(f"found no site '{name}'{did_you_mean(name, known)}; embedded sites: {', '.join(known)}")
+            raise InputError(f"found no site {name!r}{did_you_mean(name, known)}; embedded sites: {', '.join(known)}")
     if size < SMALLEST:
         raise InputError(f"found size {size}, expected at least {SMALLEST} voxels")
     if patients is not None and patients < 3:

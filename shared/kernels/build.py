@@ -95,7 +95,7 @@ def _build(target: Path) -> None:
     from torch.utils.cpp_extension import get_cxx_compiler
 
     if shutil.which(get_cxx_compiler()) is None:
-        raise BuildError(f"no C++ compiler ('{get_cxx_compiler()}') on the PATH")
+        raise BuildError(f"no C++ compiler ({get_cxx_compiler()!r}) on the PATH")
     search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja from pip
     if shutil.which("ninja", path=search_path) is None:
         raise BuildError("no ninja on the PATH (`pip install ninja`)")

@@ -96,13 +96,13 @@ class SymmetricCascade(nn.Module):
             ("update", update, UPDATES),
         ):
             if value not in known:
-                raise ValueError(f"found {name} '{value}', expected one of {known}")
+                raise ValueError(f"found {name} {value!r}, expected one of {known}")
         if spatial_dims not in (2, 3) or levels < 1:
             raise ValueError(f"found spatial_dims {spatial_dims}, levels {levels}, expected 2 or 3 and at least 1")
         if output == "dvf" and path != "velocity":
-            raise ValueError(f"found output 'dvf' with path '{path}', expected path 'velocity': others have no dvf")
+            raise ValueError(f"found output 'dvf' with path {path!r}, expected path 'velocity': others have no dvf")
         if path != "full" and not (symmetric and update == "compose"):
-            raise ValueError(f"found path '{path}', expected 'full' where symmetric is false or update is 'add'")
+            raise ValueError(f"found path {path!r}, expected 'full' where symmetric is false or update is 'add'")
         widths, hidden, steps = (
             _per_scale(v, levels, n)
             for v, n in ((widths, "widths"), (hidden, "hidden"), (steps_per_level, "steps_per_level"))

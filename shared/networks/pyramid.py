@@ -58,7 +58,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, spatial_dims: int, widths: Sequence[int], finest: int = 0, backbone: str = "unet") -> None:
         super().__init__()
         if backbone not in BACKBONES:
-            raise ValueError(f"found backbone '{backbone}', expected one of {BACKBONES}")
+            raise ValueError(f"found backbone {backbone!r}, expected one of {BACKBONES}")
         if not 0 <= finest < len(widths):
             raise ValueError(f"found finest {finest}, expected a scale from 0 to {len(widths) - 1}")
         separable = backbone == "mobile"

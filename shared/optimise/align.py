@@ -53,19 +53,24 @@ class Views(Protocol):
     """What the alignment looks at: both images in [0, 1] on their lattices, and their masks."""
 
     @property
-    def fixed(self) -> Tensor: ...
+    def fixed(self) -> Tensor:
+        """Fixed image."""
 
     @property
-    def moving(self) -> Tensor: ...
+    def moving(self) -> Tensor:
+        """Moving image."""
 
     @property
-    def fixed_grid(self) -> Grid: ...
+    def fixed_grid(self) -> Grid:
+        """Lattice of the fixed image."""
 
     @property
-    def moving_grid(self) -> Grid: ...
+    def moving_grid(self) -> Grid:
+        """Lattice of the moving image."""
 
     @property
-    def weights(self) -> tuple[Tensor | None, Tensor | None]: ...
+    def weights(self) -> tuple[Tensor | None, Tensor | None]:
+        """Mask of the fixed and of the moving image; None where all counts."""
 
 
 def align(pair: Views, mode: str, multimodal: bool, out_of_time: Callable[[], bool] = lambda: False) -> Alignment:

@@ -34,7 +34,7 @@ def _settings(motion: str, modality: str, steps: int | None, limit: float | None
     alignment = str(init) if str(init) in ("auto", "centre", "rigid", "affine") else "identity"
     kinds = [word.strip() for word in modality.split(",")]
     if len(kinds) > 2 or not set(kinds) <= {"ct", "mr", "auto"}:
-        raise InputError(f"found modality '{modality}', expected ct, mr or auto, or two of them: fixed,moving")
+        raise InputError(f"found modality {modality!r}, expected ct, mr or auto, or two of them: fixed,moving")
     return OptimiseSettings(
         motion=motion,
         alignment=alignment,
@@ -109,14 +109,14 @@ def register(
         InputError: files or options that cannot be used.
     """
     if guide not in GUIDES:
-        raise InputError(f"found guide '{guide}'{did_you_mean(guide, GUIDES)}, expected one of {', '.join(GUIDES)}")
+        raise InputError(f"found guide {guide!r}{did_you_mean(guide, GUIDES)}, expected one of {', '.join(GUIDES)}")
     for word, role, both in (
         ("labels", "label", (fixed_label, moving_label)),
         ("points", "points", (fixed_points, moving_points)),
     ):
         if word in _GUIDING[guide] and None in both:
             raise InputError(
-                f"found guide '{guide}' without both {word}, expected --fixed_{role} and --moving_{role} as well"
+                f"found guide {guide!r} without both {word}, expected --fixed_{role} and --moving_{role} as well"
             )
     settings = _settings(motion, modality, optimise, time_limit, init)
     folder = writable_dir(out)

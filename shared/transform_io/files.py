@@ -73,7 +73,7 @@ def read_transform(
         transform = read_itk_transform(path)
     else:
         raise InputError(
-            f"{path}: unknown transform suffix '{path.suffix}', expected one of {', '.join(_READABLE)}; "
+            f"{path}: unknown transform suffix {path.suffix!r}, expected one of {', '.join(_READABLE)}; "
             "to read a registration of another program, save it as one of these"
         )
     if spatial_dims is not None and transform.dims != spatial_dims:
@@ -126,13 +126,13 @@ def write_transform(
     form = form or ("learn2reg" if path.name.lower().endswith(".npz") else "itk")
     if form not in TRANSFORM_FORMATS:
         raise InputError(
-            f"found the transform format '{form}'{did_you_mean(form, TRANSFORM_FORMATS)}, "
+            f"found the transform format {form!r}{did_you_mean(form, TRANSFORM_FORMATS)}, "
             f"expected one of {', '.join(TRANSFORM_FORMATS)}"
         )
     suffix = _suffix(path, TRANSFORM_FORMATS[form])
     if not suffix:
         listed = ", ".join(TRANSFORM_FORMATS[form])
-        raise InputError(f"{path}: unknown suffix '{path.suffix}' for a {form} transform, expected one of {listed}")
+        raise InputError(f"{path}: unknown suffix {path.suffix!r} for a {form} transform, expected one of {listed}")
     if form == "itk" and suffix in _ITK:
         write_itk_transform(path, transform)
     elif form == "niftyreg" and suffix == ".txt":

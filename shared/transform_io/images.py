@@ -167,7 +167,7 @@ def check_image_name(path: str | Path) -> None:
     """Raise InputError unless the suffix is one of :data:`IMAGE_SUFFIXES`."""
     path = Path(path)
     if not path.name.lower().endswith(IMAGE_SUFFIXES):
-        raise InputError(f"{path}: unknown image suffix '{path.suffix}', expected one of {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError(f"{path}: unknown image suffix {path.suffix!r}, expected one of {', '.join(IMAGE_SUFFIXES)}")
 
 
 def write_image(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:

@@ -89,7 +89,7 @@ def read_point_file(path: str | Path, spatial_dims: int) -> PointFile:
     readers = {".csv": _read_csv, ".pts": _read_pts, ".fcsv": _read_fcsv}
     if path.suffix.lower() not in readers:
         raise InputError(
-            f"{path}: unknown suffix '{path.suffix}' for points, expected one of {', '.join(POINT_SUFFIXES)}"
+            f"{path}: unknown suffix {path.suffix!r} for points, expected one of {', '.join(POINT_SUFFIXES)}"
         )
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -132,7 +132,7 @@ def _read_csv(path: Path, lines: list[str], d: int) -> PointFile:
             columns = [names.index(name) for name in wanted]
             return PointFile(path, _numbers(path, rows[1:], columns), frame, lines[:1], rows[1:], columns)
     raise InputError(
-        f"{path}: found the header '{lines[0]}', expected none (voxels), {','.join('ijk'[:d])} (voxels) or "
+        f"{path}: found the header {lines[0]!r}, expected none (voxels), {','.join('ijk'[:d])} (voxels) or "
         f"{','.join('xyz'[:d])} (LPS millimetres, as ANTs)"
     )
 

@@ -141,6 +141,8 @@ def test_segmentation_learns_from_submitted_labels(prostates):
     bundle = server.log.parent / "copies" / "smdr"
     assert (bundle / "models" / "model_previous.pt").is_file()
     assert (bundle / "models" / "replay" / "labelled_0001" / "cases.json").is_file(), found["details"]
+    sets = {path.parent.name for path in (bundle / "models" / "replay").glob("*/index.json")}
+    assert sets == {"labelled_0001", *(f"site_prostate_{n}" for n in range(1, 7))}
 
 
 def test_an_empty_label_ends_in_a_sentence_and_the_server_goes_on(prostates, tmp_path):

@@ -77,20 +77,7 @@ def downloaded(request, address, zips, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"user_{name}")
     options = ["--name", name, "--version", "0.1.0", "--url", f"{address}/{zips[name].name}", "--bundle_dir", "."]
     python(folder, "-m", "monai.bundle", "download", *options)
-    bundle = folder / name
-    if not (bundle / "models" / "model.pt").is_file():  # a bundle without weights yet: its user trains some
-        python(folder, "-c", _untrained(name))
     return name, folder
-
-
-def _untrained(name):
-    return (
-        f"import sys; sys.path.insert(0, {name!r})\nimport os, torch\nfrom monai.bundle import ConfigParser\n"
-        f"parser = ConfigParser(ConfigParser.load_config_file({name!r} + '/configs/inference.json'))\n"
-        f"os.makedirs({name!r} + '/models', exist_ok=True)\n"
-        f"network = parser.get_parsed_content('network_def')\n"
-        f"torch.save(network.state_dict(), {name!r} + '/models/model.pt')\n"
-    )
 
 
 def test_a_downloaded_bundle_loads_and_runs_from_another_folder(downloaded):

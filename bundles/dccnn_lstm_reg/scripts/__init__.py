@@ -13,6 +13,7 @@ from shared.errors import report_input_errors
 from shared.evaluation import RegistrationEvaluator, validation_title
 from shared.export import export_network
 from shared.handlers import TrainingLog
+from shared.host_past import EmbeddedPairs
 from shared.host_run import HostRun
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
@@ -30,6 +31,7 @@ __all__ = [
     "BlurSchedule",
     "CascadeInferer",
     "CascadeTrainer",
+    "EmbeddedPairs",
     "HostRun",
     "LoadAtlasPairsd",
     "PairAugmentation",

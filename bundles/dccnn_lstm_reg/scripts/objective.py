@@ -74,7 +74,7 @@ class SymmetricObjective(nn.Module):
     ) -> None:
         super().__init__()
         if metric not in ("lncc", "mind"):
-            raise ValueError(f"found metric '{metric}', expected lncc or mind")
+            raise ValueError(f"found metric {metric!r}, expected lncc or mind")
         self.weights = {
             "similarity": similarity,
             "overlap": overlap,

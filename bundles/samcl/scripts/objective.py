@@ -100,7 +100,7 @@ class RegistrationObjective(nn.Module):
     ) -> None:
         super().__init__()
         if metric not in ("lncc", "mind", "mi"):
-            raise ValueError(f"found metric '{metric}', expected lncc, mind or mi")
+            raise ValueError(f"found metric {metric!r}, expected lncc, mind or mi")
         self.weights = {
             "similarity": similarity,
             "overlap": overlap,

@@ -1,76 +1,39 @@
-"""Rehearsal of what the weights that ship have learnt: pairs of the embedded tasks, computed anew."""
+"""Rehearsal of what the weights that ship have learnt: pairs of the embedded tasks, offered to the memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from shared.data.learn2reg import read_pairs
 from shared.data.pairs import PairDataset
-from shared.data.synthetic import write_registration_tasks
-from shared.distributed import from_first_rank
-from shared.host_run import HostRun
+from shared.host_past import EmbeddedPairs
 
 from .memory import ReservoirMemory
 
 __all__ = ["EmbeddedPast"]
 
 
-class EmbeddedPast:
+class EmbeddedPast(EmbeddedPairs):
     """Fills the memory of a host's training that starts from weights without one.
 
     Args:
-        host: of the run.
         memory: of the strategy, empty.
-        folder: where the tasks are written, as Learn2Reg folders.
-        tasks: that the weights have learnt, one after another.
-        options: of :class:`~shared.data.pairs.PairDataset`.
-        images: of each task; what they give in pairs is offered to the memory.
         seen: pairs that such weights have met; new ones take their places as slowly as after so many.
-        seed: of the images, other than those of ``load_pairs``, and of the memory.
+        options: of :class:`~shared.host_past.EmbeddedPairs`; its seed is the memory's too.
     """
 
-    def __init__(
-        self,
-        host: HostRun,
-        memory: ReservoirMemory,
-        folder: str | Path,
-        tasks: Sequence[str],
-        options: Mapping[str, Any],
-        images: int = 6,
-        seen: int = 2400,
-        seed: int = 7,
-    ) -> None:
-        self.host, self.memory, self.folder = host, memory, Path(folder)
-        self.tasks, self.options = list(tasks), dict(options)
-        self.images, self.seen, self.seed = images, seen, seed
+    def __init__(self, memory: ReservoirMemory, seen: int = 2400, **options: Any) -> None:
+        super().__init__(**options)
+        self.memory, self.seen = memory, seen
 
     def fill(self) -> None:
         """Offer pairs of the tasks; a run on folders, from a run with a memory, or of 2D images is left alone."""
-        if self.host.cases is None or not self.tasks or not self._starts_from_weights():
+        if not self.are_wanted():
             return
-        if len(self.options["spatial_size"]) != 3:
-            self.host.say("the embedded tasks are 3D: nothing learnt before is rehearsed")
-            return
-        from_first_rank(partial(self._write))
-        pairs = [pair for task in self.tasks for pair in read_pairs(self.folder, task)]
         generator = torch.Generator().manual_seed(self.seed)
-        dataset = PairDataset(pairs, progress=True, **self.options)
+        dataset = PairDataset(self.pairs(), progress=True, **self.options)
         for index in range(len(dataset)):
             self.memory.offer(dataset[index], generator)
         self.memory.seen = max(self.memory.seen, self.seen)
         self.host.say(f"rehearsed are {len(self.memory)} pairs of what weights that ship have learnt: {self.tasks}")
-
-    def _starts_from_weights(self) -> bool:
-        start = self.host.init_from
-        return start is not None and Path(start).is_file()
-
-    def _write(self) -> list[str]:
-        counts = {"training": self.images, "validation": 0, "test": 0}
-        return [
-            str(p) for p in write_registration_tasks(self.folder, self.tasks, seed=self.seed, counts=counts).values()
-        ]

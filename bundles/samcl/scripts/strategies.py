@@ -100,7 +100,7 @@ class ER(Replay):
 
     def __init__(self, memory: ReservoirMemory, steps: str = "joint") -> None:
         if steps not in ("joint", "each"):
-            raise ValueError(f"found steps '{steps}', expected joint or each")
+            raise ValueError(f"found steps {steps!r}, expected joint or each")
         super().__init__(memory)
         self.steps = steps
 

@@ -24,9 +24,9 @@ def check_architecture(options: Mapping[str, Any]) -> None:
     """
     features, attention = options["features"], options["attention"]
     if options["conditioning"] not in ("prompt", "film"):
-        raise InputError(f"found conditioning '{options['conditioning']}', expected prompt or film")
+        raise InputError(f"found conditioning {options['conditioning']!r}, expected prompt or film")
     if options["prediction"] not in PREDICTIONS:
-        raise InputError(f"found prediction '{options['prediction']}', expected one of: {', '.join(PREDICTIONS)}")
+        raise InputError(f"found prediction {options['prediction']!r}, expected one of: {', '.join(PREDICTIONS)}")
     if len(features) != len(attention) or not any(attention):
         raise InputError(
             f"found features {features} with attention {attention}, expected as many of each, and one level or more "

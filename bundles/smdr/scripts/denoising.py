@@ -37,7 +37,7 @@ class DenoisingLoss(nn.Module):
     def __init__(self, norm: str = "l2", min_snr: float | None = None) -> None:
         super().__init__()
         if norm not in ("l1", "l2"):
-            raise ValueError(f"found norm '{norm}', expected l1 or l2")
+            raise ValueError(f"found norm {norm!r}, expected l1 or l2")
         if min_snr is not None and not min_snr > 0:
             raise ValueError(f"found min_snr {min_snr}, expected null or a number above 0")
         self.norm, self.min_snr = norm, min_snr

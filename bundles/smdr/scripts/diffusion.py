@@ -166,7 +166,7 @@ class SiteDiffusion(nn.Module):
         """
         if site not in self.sites:
             known = ", ".join(self.sites) or "none"
-            raise InputError(f"found site '{site}'{did_you_mean(site, self.sites)}, expected one of: {known}")
+            raise InputError(f"found site {site!r}{did_you_mean(site, self.sites)}, expected one of: {known}")
         return list(self.sites).index(site)
 
     def add_site(self, name: str, known: Mapping[str, Any] | None = None) -> None:
@@ -180,7 +180,7 @@ class SiteDiffusion(nn.Module):
             InputError: the site is there already.
         """
         if not name or name in self.sites:
-            raise InputError(f"found site '{name}', expected a name other than: {', '.join(self.sites) or 'empty'}")
+            raise InputError(f"found site {name!r}, expected a name other than: {', '.join(self.sites) or 'empty'}")
         device = next(self.denoiser.parameters()).device
         a, first = self.architecture, not self.sites
         prompt = _STARTING_SCALE * torch.randn(a["tokens"], a["token_size"])
@@ -203,7 +203,7 @@ class SiteDiffusion(nn.Module):
             InputError: an unknown site or choice; or "film" without such conditioning.
         """
         if later_sites not in LATER_SITES:
-            raise InputError(f"found later_sites '{later_sites}', expected one of: {', '.join(LATER_SITES)}")
+            raise InputError(f"found later_sites {later_sites!r}, expected one of: {', '.join(LATER_SITES)}")
         if later_sites == "film" and not self._film_size:
             raise InputError("found later_sites film with conditioning prompt, expected conditioning film")
         number = self.number(site)

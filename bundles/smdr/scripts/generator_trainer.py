@@ -146,7 +146,7 @@ class GeneratorTrainer(RunTrainer):
         """
         if self.site_generator.frozen_hash() != self._frozen:
             raise RuntimeError(
-                f"{self.run_directory.path}: frozen weights changed while '{self.site}' was learned; expected an "
+                f"{self.run_directory.path}: frozen weights changed while {self.site!r} was learned; expected an "
                 "optimizer over what learns alone, see parameter_groups"
             )
 

@@ -96,7 +96,7 @@ def choose_labels(labels: str, segmenter: nn.Module, weights: str | Path) -> Lab
     """
     if labels not in ("pseudo", "joint"):
         raise InputError(
-            f"found labels '{labels}'{did_you_mean(labels, ['pseudo', 'joint'])}, expected pseudo or joint"
+            f"found labels {labels!r}{did_you_mean(labels, ['pseudo', 'joint'])}, expected pseudo or joint"
         )
     if labels == "joint":
         return JointLabels()

@@ -115,7 +115,7 @@ class ExemplarMemory:
             InputError: the site is in the memory already, or there are more sites than slices may be kept.
         """
         if site in self._slices:
-            raise InputError(f"found site '{site}' in the memory already, expected each site once")
+            raise InputError(f"found site {site!r} in the memory already, expected each site once")
         share = self.capacity // (len(self._slices) + 1)
         if share == 0:
             raise InputError(f"found {len(self._slices) + 1} sites, expected a memory of at least as many slices")

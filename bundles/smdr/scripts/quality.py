@@ -74,7 +74,7 @@ class LayerFeatures:
     def __init__(self, network: nn.Module, layer: str) -> None:
         known = dict(network.named_modules())
         if layer not in known:
-            raise InputError(f"found layer '{layer}', expected a module of {type(network).__name__}")
+            raise InputError(f"found layer {layer!r}, expected a module of {type(network).__name__}")
         self.network, self.layer = network, known[layer]
 
     @torch.no_grad()

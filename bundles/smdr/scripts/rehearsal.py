@@ -1,23 +1,29 @@
 """Rehearsal when a labelling host starts the training: of earlier sites, and of the host's cases in later trainings.
 
-What is rehearsed are replay sets in ``models/replay``, generated slices. Of the cases themselves nothing is kept but
+What is rehearsed are replay sets in ``models/replay``, generated slices. Those of the sites that the weights that ship
+have learnt are drawn at the first training, from ``models/generator.pt``. Of the cases themselves nothing is kept but
 hashes of their files, by which a set is left out while all its cases are here again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from shared.distributed import from_first_rank
 from shared.errors import InputError
 from shared.files import read_json, save_json
 from shared.host_run import HostRun
 from shared.run_directory import RunDirectory
 
 from .hashes import hash_of_file
+from .loading import load_generator
 from .replay import INDEX
 
 __all__ = ["CaseRehearsal"]
@@ -58,6 +64,8 @@ class CaseRehearsal:
         """
         if self.host.cases is None or given:
             return given
+        if self.replay_options.get("count") != 0:
+            from_first_rank(partial(self._draw_shipped))
         here = [self._hashes()]
         found: list[Path] = []
         for index in sorted(self.folder.glob(f"*/{INDEX}"), reverse=True):
@@ -86,39 +94,76 @@ class CaseRehearsal:
         if dist.is_available() and dist.is_initialized():
             self.host.say("no replay set is made of these cases: the generator learns them on a single device only")
             return
-        try:
+        with self._told("no replay set is made of these cases"):
             self._generate(RunDirectory(run_dir, read_only=True).model)
+
+    @contextmanager
+    def _told(self, loss: str) -> Iterator[None]:
+        """Tell what bad input costs instead of ending the training by it."""
+        try:
+            yield
         except Exception as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, InputError):
                 cause = cause.__cause__
             if cause is None:
                 raise
-            self.host.say(f"no replay set is made of these cases: {cause}")
+            self.host.say(f"{loss}: {cause}")
+
+    def _shipped(self) -> Path | None:
+        """Return the generator that comes with the bundle, if it draws what this run's segmenter takes."""
+        path = self.host.bundle_root / "models" / "generator.pt"
+        if not path.is_file():
+            return None
+        with self._told("the generator that ships is not used"):
+            load_generator(path, (self.options["slices"] * self.options["channels"], *self.options["spatial_size"]))
+            return path
+        return None
+
+    def _draw_shipped(self) -> bool:
+        """Draw sets of the sites that the weights that ship have learnt, while these are the bundle's model."""
+        renewed = self.host.model.with_name("model_previous.pt").is_file()
+        generator = None if renewed or not self.host.model.is_file() else self._shipped()
+        if generator is None:
+            return False
+        with self._told("not all of what the weights that ship have learnt is rehearsed"), torch.random.fork_rng():
+            for site in load_generator(generator).sites:
+                if not (self.folder / site / INDEX).is_file() or not read_json(self.folder / site / INDEX)["complete"]:
+                    self._draw(generator, self.host.model, site)
+        return True
 
     def _generate(self, model: Path) -> None:
         import monai.bundle
 
         configs, site, runs = self.host.bundle_root / "configs", self.host.task, self.host.bundle_root / "runs"
         earlier = [path for path in sorted(runs.glob("generator_*")) if RunDirectory(path, read_only=True).is_done()]
-        common = {"bundle_root": str(self.host.bundle_root), "task": site, **self.options}
-        learning = {"run_dir": str(runs / f"generator_{site}"), "generator_from": str(earlier[-1]) if earlier else None}
+        start = earlier[-1] if earlier else self._shipped()
+        learning = {"run_dir": str(runs / f"generator_{site}"), "generator_from": None if start is None else str(start)}
         monai.bundle.run(
             run_id="training",
             config_file=str(configs / "train_diffusion.json"),
-            **{**common, **learning, "train#dataset#data": self.host.cases, **self.generator_options},
+            **{**self._common(site), **learning, "train#dataset#data": self.host.cases, **self.generator_options},
         )
-        folder = self.folder / site
-        drawing = {"generator": learning["run_dir"], "model": str(model), "output_dir": str(folder)}
+        self._draw(learning["run_dir"], model, site)
+        save_json(self.folder / site / _CASES, sorted(self._hashes()))
+        self.host.say(f"{self.folder / site}: generated slices of these cases, for later trainings")
+
+    def _draw(self, generator: str | Path | None, model: Path, site: str) -> None:
+        """Write a site's replay set."""
+        import monai.bundle
+
+        configs = self.host.bundle_root / "configs"
+        drawing = {"generator": str(generator), "model": str(model), "output_dir": str(self.folder / site)}
         # Neither picture nor comparison with the cases: the set alone, and the look for real images.
         steps = ["@replay_set", "$scripts.check_private(@private_dirs, @record)"]
         monai.bundle.run(
             run_id="generating",
             config_file=[str(configs / "train.json"), str(configs / "generate.json")],
-            **{**common, **drawing, "generating": steps, **self.replay_options},
+            **{**self._common(site), **drawing, "generating": steps, **self.replay_options},
         )
-        save_json(folder / _CASES, sorted(self._hashes()))
-        self.host.say(f"{folder}: generated slices of these cases, for later trainings")
+
+    def _common(self, site: str) -> dict[str, Any]:
+        return {"bundle_root": str(self.host.bundle_root), "task": site, **self.options}
 
     def _hashes(self) -> set[str]:
         return {hash_of_file(Path(item["image"])) for item in self.host.cases or ()}

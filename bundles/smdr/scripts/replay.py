@@ -76,7 +76,7 @@ def make_replay(
     generator.number(site)
     statistics = generator.sites[site]
     if "area" not in statistics:
-        raise InputError(f"found no statistics of site '{site}' in the generator, expected those of its training run")
+        raise InputError(f"found no statistics of site {site!r} in the generator, expected those of its training run")
     settings: dict[str, Any] = {
         "site": site,
         "generator": hash_of_weights(generator.state_dict()),
@@ -95,7 +95,7 @@ def make_replay(
             while not index["complete"]:
                 if index["drawn"] >= patience * count:
                     raise InputError(
-                        f"{folder}: found {len(index['samples'])} fit samples of '{site}' among {index['drawn']} "
+                        f"{folder}: found {len(index['samples'])} fit samples of {site!r} among {index['drawn']} "
                         f"({_in_words(index['dropped'])}), expected {count}: train generator or segmenter longer, or "
                         "lower min_confidence"
                     )
@@ -221,7 +221,7 @@ class ReplayDataset(Dataset):
             index = read_index(folder)
             site = index["settings"]["site"]
             if site in self.sites:
-                raise InputError(f"{folder}: found a second replay set of site '{site}', expected one a site")
+                raise InputError(f"{folder}: found a second replay set of site {site!r}, expected one a site")
             start = len(entries)
             entries += [{"path": folder / entry["file"], "site": site} for entry in index["samples"]]
             self.sites[site] = range(start, len(entries))

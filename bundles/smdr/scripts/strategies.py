@@ -80,7 +80,7 @@ class _Replay(Strategy):
         """
         earlier, found = [site for site in self._learnt if site != trainer.task], list(self.past.sites)
         if self.memory is None and trainer.task in found:
-            raise InputError(f"found a replay set of '{trainer.task}', the site that is learnt; expected earlier ones")
+            raise InputError(f"found a replay set of {trainer.task!r}, the site that is learnt; expected earlier ones")
         missing = [site for site in earlier if site not in found]
         if missing:
             raise InputError(

@@ -18,7 +18,8 @@ def past(tmp_path):
 
     def make(data, size=(8, 8, 8), capacity=200):
         host = HostRun(data, tmp_path, "task", rehearses=True)
-        return EmbeddedPast(host, ReservoirMemory(capacity), tmp_path / "past", TASKS, {"spatial_size": size}, images=2)
+        where = {"host": host, "folder": tmp_path / "past", "tasks": TASKS, "options": {"spatial_size": size}}
+        return EmbeddedPast(ReservoirMemory(capacity), images=2, **where)
 
     return make
 

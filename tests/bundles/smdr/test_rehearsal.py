@@ -1,11 +1,15 @@
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from bundles.smdr.scripts.hashes import hash_of_file
 from bundles.smdr.scripts.rehearsal import CaseRehearsal
 from shared.errors import InputError
+from shared.files import save_tensors
 from shared.host_run import HostRun
+from tests.bundles.smdr.tiny_generator import make_generator
 
 
 @pytest.fixture
@@ -81,3 +85,73 @@ def test_other_errors_are_not_hidden(tmp_path, files, monkeypatch):
     monkeypatch.setattr("monai.bundle.run", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         rehearsal(tmp_path, files).remember(tmp_path)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is asked of the bundle's configs; a set that is asked for is complete."""
+    asked = []
+
+    def run(**options):
+        asked.append(options)
+        if options["run_id"] == "generating":
+            folder = Path(options["output_dir"])
+            folder.mkdir(parents=True)
+            (folder / "index.json").write_text(json.dumps({"complete": True}))
+
+    monkeypatch.setattr("monai.bundle.run", run)
+    return asked
+
+
+SLICES = {"slices": 1, "channels": 1, "spatial_size": [8, 8]}
+
+
+def shipped(root, files, options=None):
+    """A bundle with weights and a generator of two sites."""
+    models = root / "models"
+    models.mkdir(exist_ok=True)
+    save_tensors(models / "model.pt", {"weight": torch.zeros(1)})
+    generator = make_generator("site_1")
+    generator.add_site("site_2")
+    generator.save(models / "generator.pt")
+    found = rehearsal(root, files)
+    found.options = SLICES if options is None else options
+    return found
+
+
+def test_what_the_weights_that_ship_have_learnt_is_drawn_once(tmp_path, files, drawn):
+    first = shipped(tmp_path, files)
+    sites = [tmp_path / "models" / "replay" / name for name in ("site_1", "site_2")]
+    assert first.sets([]) == sites
+    assert [(run["task"], run["generator"], run["model"]) for run in drawn] == [
+        (site.name, str(tmp_path / "models" / "generator.pt"), str(tmp_path / "models" / "model.pt")) for site in sites
+    ]
+    assert first.sets([]) == sites
+    assert len(drawn) == 2
+
+
+def test_renewed_weights_do_not_label_what_ships(tmp_path, files, drawn):
+    first = shipped(tmp_path, files)
+    save_tensors(tmp_path / "models" / "model_previous.pt", {"weight": torch.zeros(1)})
+    assert first.sets([]) == []
+    assert drawn == []
+
+
+def test_a_generator_of_other_images_is_told_and_left(tmp_path, files, drawn, capsys):
+    assert shipped(tmp_path, files, {**SLICES, "spatial_size": [32, 32]}).sets([]) == []
+    assert drawn == []
+    assert "the generator that ships is not used" in capsys.readouterr().out
+
+
+def test_the_generator_goes_on_from_the_one_that_ships_then_from_its_own(tmp_path, files, drawn):
+    found = shipped(tmp_path, files)
+    found.remember(tmp_path)
+    own = tmp_path / "runs" / "generator_labelled_0001"
+    assert drawn[0]["generator_from"] == str(tmp_path / "models" / "generator.pt")
+    assert drawn[0]["run_dir"] == drawn[1]["generator"] == str(own)
+    own.mkdir(parents=True, exist_ok=True)
+    for name in ("done.json", "model.pt"):
+        (own / name).write_text("{}")
+    again = shipped(tmp_path, files)
+    again.remember(tmp_path)
+    assert drawn[2]["generator_from"] == str(own)
