@@ -32,7 +32,7 @@ def use_triton() -> None:
     Raises:
         ImportError: there is no Triton.
     """
-    from . import integrate_triton, warp_triton
+    from . import integrate_triton, jacobian_triton, warp_triton
 
     if getattr(torch.ops.registration, "has_cuda", False):
         return
@@ -41,6 +41,7 @@ def use_triton() -> None:
     _LIBRARY.impl("warp", warp_triton.sample, "CUDA")
     _LIBRARY.impl("warp_field_adjoint", warp_triton.field_adjoint, "CUDA")
     _LIBRARY.impl("warp_image_adjoint", _cuda_image_adjoint, "CUDA")
+    _LIBRARY.impl("jacobian_scores", jacobian_triton.jacobian_scores, "CUDA")
     torch.ops.registration.has_cuda = True
 
 

@@ -60,7 +60,8 @@ def determinant_scores(ddf: Tensor, mask: Tensor | None = None) -> DeterminantSc
     if not _kernel_serves(ddf):
         found = determinants(ddf)
         return scores_of(found if mask is None else found[mask.to(ddf.device) != 0])
-    inside = torch.empty(0, dtype=torch.uint8) if mask is None else (mask != 0).to("cpu", torch.uint8).contiguous()
+    inside = torch.empty(0) if mask is None else mask != 0
+    inside = inside.to(ddf.device, torch.uint8).contiguous()
     count, folds, _, squares = torch.ops.registration.jacobian_scores(ddf[0].contiguous(), inside).tolist()
     if count == 0:
         return DeterminantScores(math.nan, math.nan)
@@ -69,4 +70,4 @@ def determinant_scores(ddf: Tensor, mask: Tensor | None = None) -> DeterminantSc
 
 def _kernel_serves(ddf: Tensor) -> bool:
     fits = ddf.dtype in (torch.float32, torch.float64) and ddf.numel() > 0 and ddf.ndim in (4, 5)
-    return fits and ddf.shape[1] == ddf.ndim - 2 and ddf.device.type == "cpu" and warp_backend().name == "cpp"
+    return fits and ddf.shape[1] == ddf.ndim - 2 and warp_backend(ddf.device.type).name != "torch"
