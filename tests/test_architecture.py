@@ -86,7 +86,7 @@ def test_tools_use_little_of_shared_and_no_bundle(path):
 @pytest.mark.parametrize("path", [*sources("shared"), *sources("bundles")], ids=lambda p: str(p.relative_to(ROOT)))
 def test_heavy_packages_wait_for_the_function_that_needs_them(path):
     if path.name.endswith("_triton.py"):
-        return  # Triton kernels are decorated functions; only the function that chooses them imports the file
+        return  # Triton kernels are decorated functions; only the function that chooses them imports a file
     assert not {n for n in imports(path, top_level_only=True) if n.split(".")[0] in HEAVY}
 
 

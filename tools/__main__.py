@@ -15,19 +15,12 @@ from shared.errors import InputError
 from shared.files import read_json
 
 from .apply import apply_transforms, described, file_flags, listed_transforms
-from .chain import Chain
-from .compare import compare as run_comparison
-from .compare import write_tables
 from .flags import check_flags
-from .package import bundle_names, digest, pack
-from .package_check import check_package
-from .package_push import push as push_package
-from .package_push import release_url
-from .plan import ROOT, load_plan
 from .register import register, register_flags
-from .report import write_report
 
-OUTPUT = ROOT / "output"
+# What trains or reports is imported by the command that needs it: MONAI's engines take longer to load than a small pair
+# to register.
+OUTPUT = Path(__file__).resolve().parents[1] / "output"
 
 
 class _Progress:
@@ -77,6 +70,10 @@ def chain(
             --dataset_dir DIR, --phases "{replay: {count: 50}}") or options of the bundle's train.json
             (--iterations 100, --strategy#rho 0.5).
     """
+    from .chain import Chain
+    from .plan import load_plan
+    from .report import write_report
+
     checked = load_plan(plan, **changes)
     number = checked.seeds[0] if seed is None else seed
     folder = Path(out) if out else OUTPUT / f"{checked.name}_{checked.strategy}_seed{number}"
@@ -108,6 +105,11 @@ def compare(
         jobs: chains side by side, sharing the CPU's cores.
         changes: as for chain.
     """
+    from .compare import compare as run_comparison
+    from .compare import write_tables
+    from .plan import load_plan
+    from .report import write_report
+
     checked = load_plan(plan, seeds=seeds, **changes)
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
     runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
@@ -124,6 +126,8 @@ def report(*folders: str, out: str | None = None) -> None:
         folders: of chains.
         out: HTML file; by default report.html in the first folder.
     """
+    from .report import write_report
+
     if not folders:
         raise InputError("found no folder, expected: python -m tools report DIR...")
     page = write_report(list(folders), out or Path(folders[0]) / "report.html")
@@ -193,6 +197,10 @@ def package(
         repo: OWNER/NAME, the repository to upload to; on hf, one a bundle.
         yes: run that command.
     """
+    from .package import bundle_names, digest, pack
+    from .package_check import check_package
+    from .package_push import push as push_package
+
     if (bundle is None) == (verify is None):
         raise InputError("found neither or both of a bundle and --verify, expected one of them")
     if verify is not None and push is not None:
@@ -211,6 +219,9 @@ def package(
 
 def _large_files_url(bundle: str, url: str | None, place: str | None, repo: str | None) -> str | None:
     """Return where a package's large files will be found: as asked for, else where it is pushed to."""
+    from .package_push import release_url
+    from .plan import ROOT
+
     if url is None and place is not None and repo:
         number = read_json(ROOT / "bundles" / bundle / "configs" / "metadata.json").get("version")
         github = place == "github"

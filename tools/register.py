@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -38,6 +40,18 @@ def register_flags(arguments: list[str]) -> list[str]:
 
 def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what one tensor leaves for the next: to hand it back and fetch it anew takes a tenth of the time.
+
+    Other systems have no such call, and go without.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with suppress(OSError, TypeError, AttributeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(trim_threshold, 2**31 - 1)
+        allocator.mallopt(mmap_threshold, 1 << 25)
 
 
 def _device(name: str) -> str:
@@ -122,6 +136,7 @@ def register(
     _number("time_limit", time_limit)
     _number("memory_gb", memory_gb)
     chosen = _device(device)
+    _keep_freed_memory()
     network = None
     if bundle != "none":
         from .networks import load_network

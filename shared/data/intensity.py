@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.transforms import ScaleIntensityRange, ScaleIntensityRangePercentiles
 from torch import Tensor
 
 from ..errors import InputError
@@ -40,12 +39,15 @@ def normalise(image: Tensor, modality: str = "auto", ct_window: Sequence[float] 
         modality = "ct" if looks_like_ct(image) else "mr"
     if modality == "mr":
         # An image that is all background but for a speck has no 99th percentile of its own.
-        upper = 99 if np.percentile(image.numpy(), 99) > float(image.min()) else 100
-        scaled = ScaleIntensityRangePercentiles(lower=0, upper=upper, b_min=0.0, b_max=1.0, clip=True)(image)
+        low, high = float(image.min()), float(np.percentile(image.numpy(), 99))
+        high = high if high > low else float(image.max())
     else:
         low, high = ct_window if ct_window is not None else find_ct_window(image)
-        scaled = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image)
-    return torch.as_tensor(np.asarray(scaled), dtype=torch.float32)
+    return _scaled(image, low, high)
+
+
+def _scaled(image: Tensor, low: float, high: float) -> Tensor:
+    return ((image - low) / max(high - low, np.finfo(np.float32).tiny)).clamp(0, 1).float()
 
 
 def looks_like_ct(image: Tensor) -> bool:
@@ -77,4 +79,4 @@ def scale_percentiles(image: Tensor, channel_wise: bool = False) -> Tensor:
     low, high = np.percentile(image.numpy(), (0.5, 99.5))
     if low == high:  # all background but for a speck
         low, high = float(image.min()), float(image.max())
-    return ((image - low) / max(high - low, np.finfo(np.float32).tiny)).clamp(0, 1).float()
+    return _scaled(image, low, high)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from ..transform_io import Grid, affine_ddf
@@ -18,6 +17,8 @@ EDGE = 1e-3
 
 def anti_alias(image: Tensor, source: Grid, target: Grid) -> Tensor:
     """Blur what the target grid cannot hold, before it is sampled there: (C, *S) to (C, *S)."""
+    from scipy.ndimage import gaussian_filter
+
     step = np.linalg.norm(np.linalg.inv(target.affine)[:-1, :-1] @ source.affine[:-1, :-1], axis=0)
     sigma = np.maximum(0.0, 0.5 * (1 / step - 1))
     if not sigma.any():

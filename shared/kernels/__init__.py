@@ -1,4 +1,8 @@
-"""Compiled kernels behind :mod:`shared.warp`, and which of them is in use."""
+"""Compiled kernels behind :mod:`shared.warp` and the losses, and which of them is in use.
+
+On the CPU in C++: warping, scaling and squaring, the Dice overlap of warped maps, joint histograms for mutual
+information. On CUDA in Triton: the same, joint histograms in single precision only, and local cross-correlation.
+"""
 
 from .backend import Choice, warp_backend
 

@@ -1,4 +1,4 @@
-"""Which code warps, and why: the environment variable ``WARP_BACKEND`` chooses, :func:`warp_backend` tells."""
+"""Which code warps and sums, and why: the environment variable ``WARP_BACKEND`` chooses, :func:`warp_backend` tells."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Choice(NamedTuple):
 
 def warp_backend(device: str = "cpu") -> Choice:
     """Return what warps on a type of device; builds the CPU kernels at the first call where they are wanted.
+
+    It also says what computes the losses that have kernels.
 
     ``WARP_BACKEND=torch`` is ``grid_sample``; ``compiled`` the kernels in C++ on the CPU and in
     Triton on CUDA; ``auto``, the default, the kernels where they can be had.

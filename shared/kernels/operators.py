@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from .ordered_adjoint import ordered_image_adjoint
 
-__all__ = ["use_library", "use_triton"]
+__all__ = ["triton_kernels", "use_library", "use_triton"]
 
 PACK_TAIL = 16  # voxels behind a packed field of integrate_cpu.cpp
 
 _NAME = "registration::warp"
 _INTEGRATE = "registration::integrate"
+_LOCAL_NCC = "registration::local_ncc"
 
 
 @cache
@@ -32,17 +34,36 @@ def use_triton() -> None:
     Raises:
         ImportError: there is no Triton.
     """
-    from . import integrate_triton, jacobian_triton, warp_triton
-
+    kernels = triton_kernels()
     if getattr(torch.ops.registration, "has_cuda", False):
         return
-    _LIBRARY.impl("integrate", integrate_triton.integrate, "CUDA")
-    _LIBRARY.impl("integrate_adjoint", integrate_triton.integrate_adjoint, "CUDA")
-    _LIBRARY.impl("warp", warp_triton.sample, "CUDA")
-    _LIBRARY.impl("warp_field_adjoint", warp_triton.field_adjoint, "CUDA")
-    _LIBRARY.impl("warp_image_adjoint", _cuda_image_adjoint, "CUDA")
-    _LIBRARY.impl("jacobian_scores", jacobian_triton.jacobian_scores, "CUDA")
+    for name, kernel in kernels.items():
+        _LIBRARY.impl(name, kernel, "CUDA")
     torch.ops.registration.has_cuda = True
+
+
+def triton_kernels() -> dict[str, Callable[..., Any]]:
+    """Return what Triton does of the operators, by name.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+    from . import histogram_triton, integrate_triton, jacobian_triton, lncc_triton, overlap_triton, warp_triton
+
+    return {
+        "filled_cells": overlap_triton.filled_cells,
+        "integrate": integrate_triton.integrate,
+        "integrate_adjoint": integrate_triton.integrate_adjoint,
+        "jacobian_scores": jacobian_triton.jacobian_scores,
+        "joint_histogram": histogram_triton.joint_histogram,
+        "joint_histogram_adjoint": histogram_triton.joint_histogram_adjoint,
+        "local_ncc": lncc_triton.local_ncc,
+        "warp": warp_triton.sample,
+        "warp_field_adjoint": warp_triton.field_adjoint,
+        "warp_image_adjoint": _cuda_image_adjoint,
+        "warped_overlap": overlap_triton.warped_overlap,
+        "warped_overlap_adjoint": overlap_triton.warped_overlap_adjoint,
+    }
 
 
 def _cuda_image_adjoint(grad: Tensor, image: Tensor, field: Tensor, nearest: bool, border: bool) -> Tensor:
@@ -85,8 +106,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     return to_image, to_field, None, None, None
 
 
-def _no_second_gradient(ctx: Any, grad: Tensor) -> None:
-    raise NotImplementedError("warp has no second derivative, as grid_sample has none")
+def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("warps, their integration and local NCC have no second derivative; nor has grid_sample")
 
 
 def _fake_integrate(dvf: Tensor, steps: int, keep: bool) -> tuple[Tensor, Tensor]:
@@ -152,6 +173,57 @@ def _batch_integrate_adjoint(
     return found.unflatten(0, (info.batch_size, -1)), 0
 
 
+def _fake_local_ncc(
+    x: Tensor, y: Tensor, weight: Tensor, window: int, eps: float, to_x: bool, to_y: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape[:1]), *(torch.empty_like(x) if to else x.new_empty((0,)) for to in (to_x, to_y))
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:2], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _local_ncc_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, to_x, to_y = ctx.saved_tensors
+    if any(need and to.numel() == 0 for need, to in zip(ctx.needs_input_grad[:2], (to_x, to_y), strict=True)):
+        raise RuntimeError("local_ncc was not asked for the gradient to an image that requires one")
+    found = torch.ops.registration.local_ncc_adjoint(grad, x, y, to_x, to_y)
+    return *(to if need else None for need, to in zip(ctx.needs_input_grad, found, strict=False)), *[None] * 5
+
+
+def _local_ncc_adjoint(grad: Tensor, x: Tensor, y: Tensor, to_x: Tensor, to_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale the gradients; the images are there for autograd, which has to know what these depend on."""
+    scale = grad.view(-1, *[1] * (x.ndim - 1))
+    first, second = (scale * to if to.numel() > 0 else x.new_empty((0,)) for to in (to_x, to_y))
+    return first, second
+
+
+def _batch_local_ncc(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor, weight: Tensor, *options: Any
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, ...]]:
+    """Correlate with a new axis on any of the three: it joins the batch."""
+    count, batch = info.batch_size, x.shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
+    joined = [_join(tensor, axis, count, batch) for tensor, axis in zip((x, y, weight), in_dims, strict=False)]
+    value, *found = torch.ops.registration.local_ncc(*joined, *options)
+    first, second = (to.unflatten(0, (count, batch)) if to.numel() > 0 else x.new_empty((count, 0)) for to in found)
+    return (value.unflatten(0, (count, batch)), first, second), (0, 0, 0)
+
+
+def _batch_local_ncc_adjoint(
+    info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    count = info.batch_size
+    grad, x, y, to_x, to_y = (
+        tensor.expand(count, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+        for tensor, axis in zip(inputs, in_dims, strict=True)
+    )
+    joined = [tensor.flatten(0, 1).contiguous() for tensor in (grad, x, y, to_x, to_y)]
+    found = torch.ops.registration.local_ncc_adjoint(*joined)
+    first, second = (to.unflatten(0, (count, -1)) if to.numel() > 0 else x.new_empty((count, 0)) for to in found)
+    return (first, second), (0, 0)
+
+
 def _define() -> torch.library.Library:
     """Define the operators, once a process: a host of several bundles loads a copy of this file with each."""
     defined = getattr(torch.ops.registration, "definition", None)
@@ -179,6 +251,18 @@ def _define() -> torch.library.Library:
         torch.library.register_vmap(_INTEGRATE, _batch_integrate)
         torch.library.register_vmap(f"{_INTEGRATE}_adjoint", _batch_integrate_adjoint)
     library.define("jacobian_scores(Tensor field, Tensor mask) -> Tensor")
+    images = "Tensor x, Tensor y"
+    library.define(
+        f"local_ncc({images}, Tensor weight, int window, float eps, bool to_x, bool to_y) -> (Tensor, Tensor, Tensor)"
+    )
+    library.define(f"local_ncc_adjoint(Tensor grad, {images}, Tensor to_x, Tensor to_y) -> (Tensor, Tensor)")
+    library.impl("local_ncc_adjoint", _local_ncc_adjoint, "CompositeExplicitAutograd")
+    torch.library.register_fake(_LOCAL_NCC, _fake_local_ncc)
+    torch.library.register_autograd(_LOCAL_NCC, _local_ncc_backward, setup_context=_keep_gradients)
+    torch.library.register_autograd(f"{_LOCAL_NCC}_adjoint", _no_second_gradient)
+    if hasattr(torch.library, "register_vmap"):
+        torch.library.register_vmap(_LOCAL_NCC, _batch_local_ncc)
+        torch.library.register_vmap(f"{_LOCAL_NCC}_adjoint", _batch_local_ncc_adjoint)
     # Their callers differentiate: shared/losses/mutual_information.py and warped_overlap.py.
     library.define("filled_cells(Tensor maps) -> Tensor")
     sources = "Tensor p, Tensor p_field, Tensor p_filled, Tensor q, Tensor q_field, Tensor q_filled"

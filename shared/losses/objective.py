@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..data.pairs import Sample
 from .overlap import label_probabilities
+
+if TYPE_CHECKING:  # datasets load MONAI whole, which a loss by itself does without
+    from ..data.pairs import Sample
 
 __all__ = ["Objective", "prepare_sample"]
 

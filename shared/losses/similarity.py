@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.loss import _Loss
 
+from ..kernels import warp_backend
+
 __all__ = ["LocalNCCLoss", "MINDSSCLoss", "mind_ssc"]
 
 
@@ -25,7 +27,7 @@ class LocalNCCLoss(_Loss):
     constant to within rounding count as uncorrelated.
 
     The gradient is exact and formed together with the value, so that only the gradient is kept for
-    ``backward``. It cannot be differentiated again.
+    ``backward``. It cannot be differentiated again. On CUDA Triton kernels do the work where they can be had.
 
     Args:
         window: odd edge length of the window in voxels.
@@ -57,10 +59,7 @@ class LocalNCCLoss(_Loss):
         _check_images(pred, target, mask)
         dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
         weight = _weight(mask, pred, dtype)
-        cc = _MeanLocalNCC.apply(
-            pred.to(dtype), target.to(dtype), weight, self.window, self.eps, torch.is_grad_enabled()
-        )
-        return 1.0 - cc
+        return 1.0 - _mean_local_ncc(pred.to(dtype), target.to(dtype), weight, self.window, self.eps)
 
 
 class MINDSSCLoss(_Loss):
@@ -131,6 +130,24 @@ def mind_ssc(image: Tensor, radius: int = 2, dilation: int = 2) -> Tensor:
     variance = variance.clamp(1e-3 * level, 1e3 * level).clamp_min(1e-12)
     descriptor = torch.exp((distance.amin(dim=1, keepdim=True) - distance) / variance)
     return descriptor.unflatten(0, image.shape[:2])
+
+
+def _mean_local_ncc(x: Tensor, y: Tensor, weight: Tensor, window: int, eps: float) -> Tensor:
+    """Return the weighted sum of the squared local correlation: by the Triton kernels, where they serve."""
+    differentiate = torch.is_grad_enabled()
+    if not _kernels_take(x):
+        mean: Tensor = _MeanLocalNCC.apply(x, y, weight, window, eps, differentiate)
+        return mean
+    full = weight if weight.ndim > 0 else weight.view([1] * x.ndim)
+    wanted = [differentiate and image.requires_grad for image in (x, y)]
+    tensors = [tensor.contiguous() for tensor in (x, y, full)]
+    return torch.ops.registration.local_ncc(*tensors, window, eps, *wanted)[0].sum()
+
+
+def _kernels_take(image: Tensor) -> bool:
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    counts = 0 < image.numel() < 2**31 // 5  # five sums a voxel lie in one tensor, counted in 32 bits
+    return not recorded and counts and warp_backend(image.device.type).name == "triton"
 
 
 class _MeanLocalNCC(torch.autograd.Function):

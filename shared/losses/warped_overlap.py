@@ -16,7 +16,7 @@ __all__ = ["warped_sums"]
 def warped_sums(p: Tensor, p_ddf: Tensor | None, q: Tensor, q_ddf: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return ``sum(pq)`` and ``sum(p^2) + sum(q^2)`` of maps pulled back by fields, zero outside.
 
-    Where the CPU kernels serve, nothing of the maps' size is made, neither here nor for the gradient, and voxels
+    Where kernels serve, nothing of the maps' size is made, neither here nor for the gradient, and voxels
     that hold none of a label cost nothing. Elsewhere both maps are warped.
 
     Args:
@@ -49,8 +49,7 @@ def warped_sums(p: Tensor, p_ddf: Tensor | None, q: Tensor, q_ddf: Tensor | None
 def _kernels_take(maps: Tensor, ddf: Tensor | None) -> bool:
     field = maps if ddf is None else ddf
     return (
-        maps.device.type == "cpu"
-        and not maps.requires_grad
+        not maps.requires_grad
         and maps.dtype in (torch.float32, torch.float64)
         and maps.ndim in (4, 5)
         and field.dtype == maps.dtype

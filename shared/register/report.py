@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..apply import resample
 from ..data.intensity import looks_like_ct, normalise
+from ..fields import length
 from ..quality_check import (
     correlation,
     covered_share,
@@ -104,9 +105,9 @@ def _lengths(ddf: Tensor, grid: Grid) -> tuple[float, float]:
     """Return the mean and the largest displacement in mm, some slices at a time."""
     matrix = torch.as_tensor(grid.affine[:-1, :-1], dtype=ddf.dtype)
     total, largest = 0.0, 0.0
-    for part in ddf[0].split(16, dim=1):
-        length = torch.linalg.vector_norm(torch.einsum("ij,j...->i...", matrix, part), dim=0)
-        total, largest = total + float(length.double().sum()), max(largest, float(length.max()))
+    for part in ddf.split(16, dim=2):
+        lengths = length(torch.einsum("ij,bj...->bi...", matrix, part))
+        total, largest = total + float(lengths.double().sum()), max(largest, float(lengths.max()))
     return total / ddf[0, 0].numel(), largest
 
 

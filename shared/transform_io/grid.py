@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..warp import warp
 
-__all__ = ["Grid", "affine_ddf", "lps", "network_grid", "points_to_grid", "spatial", "to_native"]
+__all__ = ["Grid", "affine_ddf", "lps", "network_grid", "points_to_grid", "spatial", "to_native", "turn"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +115,15 @@ def affine_ddf(target: Grid, source: Grid, dtype: torch.dtype = torch.float32) -
     slope = matrix[:d, :d] - np.eye(d)
     field = torch.empty(1, d, *target.shape, dtype=dtype)
     for i in range(d):
-        field[0, i] = float(matrix[i, d])
-        for j, n in enumerate(target.shape):  # one axis at a time: nothing but the result has the image's size
-            ramp = torch.from_numpy(slope[i, j] * np.arange(n)).to(dtype)
-            field[0, i] += ramp.reshape([-1] + [1] * (d - 1 - j))
+        ramps = [slope[i, j] * np.arange(n) for j, n in enumerate(target.shape)]
+        # All axes but the last together, then that: nothing but the result has the image's size.
+        face = torch.from_numpy(reduce(np.add.outer, ramps[:-1]) + matrix[i, d]).to(dtype)
+        torch.add(face[..., None], torch.from_numpy(ramps[-1]).to(dtype), out=field[0, i])
     return field
 
 
-def _turn(matrix: np.ndarray, field: Tensor) -> Tensor:
-    """Multiply every vector of ``field`` (B, d, *S) by ``matrix``."""
+def turn(matrix: np.ndarray, field: Tensor) -> Tensor:
+    """Multiply every vector of ``field`` (B, d, *S) by the d x d part of ``matrix``."""
     d = field.shape[1]
     return torch.einsum("ij,bj...->bi...", torch.as_tensor(matrix[:d, :d]).to(field), field)
 
@@ -141,10 +142,10 @@ def to_native(ddf: Tensor, network: Grid, fixed: Grid, moving: Grid) -> tuple[Te
         ``total_ddf`` of the same shape with ``warped(x) = moving(x + total_ddf(x))`` in the moving image's voxels.
     """
     at_network = affine_ddf(fixed, network, ddf.dtype).to(ddf.device)
-    fixed_ddf = _turn(np.linalg.inv(fixed.affine) @ network.affine, warp(ddf, at_network, padding_mode="border"))
+    fixed_ddf = turn(np.linalg.inv(fixed.affine) @ network.affine, warp(ddf, at_network, padding_mode="border"))
     del at_network
     total = affine_ddf(fixed, moving, ddf.dtype).to(ddf.device)
-    total += _turn(np.linalg.inv(moving.affine) @ fixed.affine, fixed_ddf)
+    total += turn(np.linalg.inv(moving.affine) @ fixed.affine, fixed_ddf)
     return fixed_ddf, total
 
 

@@ -13,9 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import atomic_path
 from .grid import Grid, lps, spatial
-from .images import affine4, grid_of_itk, itk_image, write_itk_image
+from .images import affine4, grid_of_itk, itk_image, save_nifti, write_itk_image
 from .transform import Affine, Displacement, Transform
 from .vectors import field_in_voxels, vectors_in_mm
 
@@ -24,7 +23,6 @@ __all__ = [
     "read_itk_transform",
     "read_vector_nifti",
     "write_itk_displacement",
-    "write_itk_transform",
 ]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -127,47 +125,6 @@ def _ij_order(vectors: np.ndarray) -> np.ndarray:
     return vectors.transpose((*reversed(range(d)), d))
 
 
-def _itk_part(part: Affine | Displacement) -> Any:
-    import itk
-
-    d = part.dims
-    if isinstance(part, Displacement):
-        field = itk.DisplacementFieldTransform[itk.D, d].New()
-        field.SetDisplacementField(itk_image(vectors_in_mm(part.ddf, part.grid, to_lps=True), part.grid, True))
-        return field
-    matrix = lps(d) @ part.matrix @ lps(d)
-    affine = itk.AffineTransform[itk.D, d].New()
-    affine.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(matrix[:d, :d])))
-    affine.SetTranslation([float(t) for t in matrix[:d, d]])
-    return affine
-
-
-def write_itk_transform(path: str | Path, transform: Transform) -> None:
-    """Write ``.h5`` (any transform), or ``.mat``, ``.txt`` or ``.tfm`` (one affine), as ITK and ANTs read them.
-
-    Raises:
-        InputError: a displacement for a format that holds affines, or a folder that cannot be written.
-    """
-    import itk
-
-    path = Path(path)
-    parts = transform.parts
-    if path.suffix.lower() != ".h5":
-        if transform.affine is None:
-            raise InputError(f"{path}: found a displacement field, expected an affine; write it as .h5 or .nii.gz")
-        parts = (transform.affine,)
-    whole = _itk_part(parts[0])
-    if len(parts) > 1:
-        whole = itk.CompositeTransform[itk.D, transform.dims].New()
-        for part in reversed(parts):
-            whole.AddTransform(_itk_part(part))
-    with atomic_path(path) as temporary:
-        try:
-            itk.transformwrite([whole], str(temporary), True)
-        except RuntimeError as error:
-            raise OSError(_reason(error)) from error
-
-
 # -- displacement images -----------------------------------------------------------------------------------------------
 
 
@@ -219,12 +176,11 @@ def write_itk_displacement(path: str | Path, fixed_ddf: Tensor, fixed: Grid) -> 
     d = len(fixed.shape)
     vectors = vectors_in_mm(fixed_ddf, fixed, to_lps=True)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
-        write_itk_image(path, itk_image(vectors.astype(np.float32), fixed, components=True))
+        write_itk_image(path, itk_image(vectors, fixed, components=True))
         return
-    vectors = vectors.astype(np.float32).reshape(*fixed.shape, *[1] * (4 - d), d)
+    vectors = vectors.reshape(*fixed.shape, *[1] * (4 - d), d, order="F")
     image = nib.Nifti1Image(vectors, affine4(fixed))
     image.header.set_intent("vector")
     image.header.set_xyzt_units("mm")
     image.set_qform(affine4(fixed), code=1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    save_nifti(path, image)

@@ -16,9 +16,9 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 
 from ..errors import InputError
-from ..files import atomic_path, atomic_write
+from ..files import atomic_write
 from .grid import Grid
-from .images import affine4
+from .images import affine4, save_nifti
 from .transform import Displacement, Transform
 
 __all__ = ["read_learn2reg", "write_learn2reg"]
@@ -85,5 +85,4 @@ def write_learn2reg(path: str | Path, transform: Transform, fixed: Grid, moving:
     if path.suffix.lower() == ".npz":
         atomic_write(path, lambda stream: np.savez_compressed(stream, vectors))
         return
-    with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(vectors, affine4(fixed)), temporary)
+    save_nifti(path, nib.Nifti1Image(vectors, affine4(fixed)))

@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_path, atomic_write
+from ..files import atomic_write
 from .grid import Grid, spatial
-from .images import affine4
+from .images import affine4, save_nifti
 from .transform import Affine, Transform
 from .vectors import field_in_voxels, vectors_in_mm
 
@@ -69,8 +69,7 @@ def write_niftyreg(path: str | Path, transform: Transform, fixed: Grid) -> None:
     image.header["intent_p1"] = _DEFORMATION
     image.header.set_xyzt_units("mm")
     image.set_qform(affine4(fixed), code=1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    save_nifti(path, image)
 
 
 def read_niftyreg_affine(path: Path, spatial_dims: int | None = None) -> Transform:

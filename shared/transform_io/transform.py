@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..fields import identity, invert
+from ..fields import identity, invert, length
 from ..warp import warp, warp_points
-from .grid import Grid, affine_ddf
+from .grid import Grid, affine_ddf, turn
+from .placed import Placed, held, slabs
 
 __all__ = ["Affine", "Displacement", "Transform"]
 
-# Voxels of the fixed grid that are mapped at once: their float64 world points take 24 bytes each, several times over.
-_AT_ONCE = 2_000_000
 # Corrections of an inverse between its voxels; each takes off most of what is left.
 _CORRECTIONS = 3
 # Points that the inverse misses by less than this, in mm, are not corrected.
@@ -42,6 +40,10 @@ class Affine:
         """Carry points (N, d) float64; ``dtype`` has no bearing here."""
         matrix = torch.as_tensor(self.matrix, dtype=torch.float64, device=world.device)
         return world @ matrix[:-1, :-1].T + matrix[:-1, -1]
+
+    def place(self, voxels: Placed) -> Placed:
+        """Carry the voxels of a lattice."""
+        return voxels.then(self.matrix)
 
     def inverse(self) -> tuple[Affine, float]:
         """Return the exact inverse, and its residual: 0 mm.
@@ -85,6 +87,10 @@ class Displacement:
         matrix = torch.as_tensor(self.grid.affine[:-1, :-1], dtype=torch.float64, device=world.device)
         return world + step @ matrix.T
 
+    def place(self, voxels: Placed) -> Placed:
+        """Carry the voxels of a lattice."""
+        return voxels.displaced(self.ddf, self.grid)
+
     def inverse(self) -> tuple[Displacement, float]:
         """Invert by fixed-point iteration (:func:`shared.fields.invert`) on a grid that holds all that the map reaches.
 
@@ -115,13 +121,14 @@ class Displacement:
 
     def _off(self, inverse: InverseDisplacement, part: float) -> float:
         """Return the largest error in mm of an inverse at its grid's voxels plus ``part`` of a voxel."""
-        worst = 0.0
-        for _, voxels in _slabs(inverse.grid.shape):
-            world = inverse.grid.to_world(voxels + part)
-            back = inverse.move(world, torch.float32)
-            inside = self.grid.holds(self.grid.to_voxels(back))
-            error = torch.linalg.vector_norm(self.move(back[inside], torch.float32) - world[inside], dim=1)
-            worst = max(worst, float(error.max()) if len(error) else 0.0)
+        grid, worst = inverse.grid, 0.0
+        affine = grid.affine.copy()
+        affine[:-1, -1] += affine[:-1, :-1].sum(1) * part
+        for _, voxels in slabs(Grid(grid.shape, affine)):
+            back = inverse.place(voxels)
+            missed = turn(voxels.matrix, self.place(back).ddf)
+            inside = held(back.seen_from(self.grid), self.grid)
+            worst = max(worst, float(length(missed).mul_(inside).max()))
         return worst
 
 
@@ -154,19 +161,29 @@ class InverseDisplacement(Displacement):
             moved[left] = super().move(target[left], dtype)
         return moved
 
+    def place(self, voxels: Placed) -> Placed:
+        """Carry the voxels of a lattice, with the error taken out as in :meth:`move`."""
+        # All in voxels of the inverse's grid, which are those of the forward field's, shifted by whole ones.
+        d, start = self.dims, voxels.seen_from(self.grid)
+        to_forward = np.linalg.inv(self.forward.grid.affine) @ self.grid.affine
+        shift = torch.as_tensor(np.rint(to_forward[:d, d])).to(start).reshape(1, d, *[1] * d)
+        inside, target = held(start, self.grid), start
+        step = warp(self.ddf, start, padding_mode="border").mul_(inside)
+        for _ in range(_CORRECTIONS):
+            there = start + shift + step
+            missed = (
+                warp(self.forward.ddf, there, padding_mode="border").add_(step).mul_(held(there, self.forward.grid))
+            )
+            far = length(turn(self.grid.affine, missed)) > _CLOSE_MM
+            if not bool(far.any()):
+                break
+            target = target - missed.mul_(far)
+            step = warp(self.ddf, target, padding_mode="border").mul_(inside).add_(target).sub_(start)
+        return voxels.moved(turn(np.linalg.inv(voxels.matrix) @ self.grid.affine, step))
+
     def inverse(self) -> tuple[Displacement, float]:
         """Return the forward displacement: nothing is lost, the residual is 0 mm."""
         return self.forward, 0.0
-
-
-def _slabs(shape: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the first axis and their voxels' coordinates (N, d) float64, some million at a time."""
-    rows = max(1, _AT_ONCE // prod(shape[1:]))
-    for start in range(0, shape[0], rows):
-        stop = min(start + rows, shape[0])
-        voxels = identity((stop - start, *shape[1:]), dtype=torch.float64)
-        voxels[0] += start
-        yield slice(start, stop), voxels.flatten(1).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,9 +258,12 @@ class Transform:
         if self.affine is not None:
             return affine_ddf(Grid(fixed.shape, self.affine.matrix @ fixed.affine), moving)
         field = torch.empty(1, self.dims, *fixed.shape)
-        for rows, voxels in _slabs(fixed.shape):
-            there = moving.to_voxels(self.move(fixed.to_world(voxels), torch.float32))
-            field[0, :, rows] = (there - voxels).T.reshape(field[0, :, rows].shape)
+        for rows, voxels in slabs(fixed):
+            placed = voxels
+            for part in self.parts:
+                placed = part.place(placed)
+            field[:, :, rows] = placed.seen_from(moving)
+            field[:, 0, rows] -= rows.start
         return field
 
     def displacement(self, fixed: Grid) -> Displacement:

@@ -32,7 +32,12 @@ def field_in_voxels(path: Path, vectors: np.ndarray, grid: Grid, from_lps: bool)
 
 
 def vectors_in_mm(ddf: Tensor, grid: Grid, to_lps: bool) -> np.ndarray:
-    """Turn a field (1, d, *S) in voxels into vectors (*S, d) in millimetres, float64."""
+    """Turn a field (1, d, *S) in voxels into vectors (*S, d) in millimetres, float32, the first axis fastest in memory.
+
+    That is the order of NIfTI's and ITK's files but for the components.
+    """
     d = len(grid.shape)
     frame = lps(d)[:d, :d] if to_lps else np.eye(d)
-    return np.einsum("ij,j...->...i", frame @ grid.affine[:d, :d], ddf[0].double().cpu().numpy())
+    field = ddf[0].float().cpu().permute(0, *reversed(range(1, d + 1))).flatten(1)
+    matrix = torch.as_tensor(frame @ grid.affine[:d, :d]).to(field)
+    return (matrix @ field).reshape(d, *reversed(grid.shape)).permute(*reversed(range(d + 1))).numpy()

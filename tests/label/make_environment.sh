@@ -19,7 +19,7 @@ pip=("$folder/bin/python" -m pip install -qq --no-input)
 # The last line is what the bundles' own code imports beyond MONAI Label's requirements.
 SAM2_BUILD_CUDA=0 "${pip[@]}" --no-build-isolation "torch==$torch" "monai==$monai" "monailabel==$monailabel" \
     "numpy<2" "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" requests \
-    nibabel itk scipy matplotlib pytorch-ignite tensorboard tqdm einops filelock pillow
+    nibabel itk h5py scipy matplotlib pytorch-ignite tensorboard tqdm einops filelock pillow
 
 # A torchvision built for CUDA beside a torch for the CPU misses its compiled operators and refuses to be imported.
 # MONAI Label calls none of them: declaring the two names is enough.

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.fields import compose, derivative, exponentiate, identity, invert, jacobian_determinant, resize
+from shared import fields
+from shared.fields import compose, derivative, exponentiate, identity, invert, jacobian_determinant, length, resize
 from shared.warp import warp
 
 pytestmark = pytest.mark.usefixtures("warp_backend")
@@ -125,6 +126,23 @@ def test_inverse_undoes_a_diffeomorphism(size, generator):
     left = torch.linalg.vector_norm(compose(ddf, inverse), dim=1).flatten(1).amax(dim=1)
     torch.testing.assert_close(residual, left)
     assert longest(interior(compose(inverse, ddf), 5)) < 0.3
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_inverse_is_the_same_from_the_half_size_and_from_nothing(size, generator, monkeypatch):
+    ddf = exponentiate(smooth(size, generator, 2.0))
+    monkeypatch.setattr(fields, "_SMALL", 8)
+    fine, residual = invert(ddf, tolerance=1e-4)
+    monkeypatch.setattr(fields, "_SMALL", 10**6)
+    assert longest(fine - invert(ddf, tolerance=1e-4)[0]) < 1e-3
+    assert float(residual) <= 1e-4
+    assert longest(fine) > 2
+
+
+def test_length_is_the_norm(generator):
+    for d in (2, 3):
+        field = torch.randn(2, d, *range(4, 4 + d), generator=generator)
+        torch.testing.assert_close(length(field), torch.linalg.vector_norm(field, dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize(

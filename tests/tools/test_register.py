@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -60,6 +62,14 @@ def test_a_time_limit_still_makes_a_result(run, tmp_path):
     assert code == 0, err
     assert "stopped by the time limit" in err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]["displacement_max_mm"] < 1e-6
+
+
+def test_the_command_starts_without_what_trains_draws_or_reads_dicom():
+    heavy = ("monai", "ignite", "matplotlib", "itk", "scipy.stats")
+    code = f"import sys, tools.__main__; print([name for name in {heavy} if name in sys.modules])"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_help_tells_every_option(run):

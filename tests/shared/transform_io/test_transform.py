@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import shared.transform_io.transform as module
+import shared.transform_io.placed as module
 from shared.errors import InputError
 from shared.fields import identity, jacobian_determinant
 from shared.transform_io import Affine, Displacement, Grid, Transform
@@ -100,6 +100,20 @@ def test_the_residual_is_what_the_inverse_is_off_at_and_between_its_voxels(d):
     inside = pair.fixed.holds(pair.fixed.to_voxels(back))
     off = (pair.field.move(back) - world).norm(dim=1)[inside].max()
     assert float(off) == pytest.approx(residual, abs=1e-4)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_an_inverse_on_a_lattice_is_the_inverse_at_its_points(d, monkeypatch):
+    pair = world_pair(d)
+    monkeypatch.setattr(module, "_AT_ONCE", 100)
+    inverse, _ = pair.transform.inverse()
+    voxels = identity(pair.moving.shape, dtype=torch.float64).flatten(1).T
+    expected = pair.fixed.to_voxels(inverse.move(pair.moving.to_world(voxels)))
+    ddf = inverse.ddf(pair.moving, pair.fixed)
+    # At the edge of the field, which ends there, either side is right.
+    off = (ddf[0].flatten(1).T + voxels - expected).norm(dim=1)
+    assert float(off.quantile(0.99)) < 2e-3
+    assert float((expected - voxels).norm(dim=1).max()) > 1
 
 
 def test_a_field_that_leads_out_of_its_own_grid_is_inverted_where_it_leads():
