@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .fields import identity, jacobian_determinant
+from .fields import identity
 from .metrics import dice_per_label, hd95_per_label
+from .metrics.determinants import scores_of
 from .transform_io import Grid, Transform
 from .warp import warp
 
@@ -23,7 +24,6 @@ __all__ = [
     "LIMITS",
     "correlation",
     "covered_share",
-    "determinants",
     "field_scores",
     "label_scores",
     "mutual_information",
@@ -49,8 +49,6 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 # So many places of a pair are compared; more tell no more.
 _SAMPLES = 300_000
 _BINS = 48
-# Slices of a field whose determinants are taken at once, and how many neighbours these need.
-_SLAB, _MARGIN = 16, 2
 
 
 class Image(Protocol):
@@ -163,21 +161,9 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 # -- the field ---------------------------------------------------------------------------------------------------------
 
 
-def determinants(ddf: Tensor) -> Tensor:
-    """Return ``det(I + d(ddf)/dx)`` (*S) of a field (1, d, *S), some slices at a time, to save memory."""
-    n = ddf.shape[2]
-    result = torch.empty(ddf.shape[2:])
-    for first in range(0, n, _SLAB):
-        low, high = max(0, first - _MARGIN), min(n, first + _SLAB + _MARGIN)
-        result[first : first + _SLAB] = jacobian_determinant(ddf[:, :, low:high])[0, 0, first - low :][:_SLAB]
-    return result
-
-
 def field_scores(determinant: Tensor, mask: Tensor | None = None) -> dict[str, float]:
     """Return ``folds_percent`` and ``sdlogj`` as `shared.metrics` defines them, in the mask (*S) where there is one."""
-    values = determinant[mask > 0] if mask is not None else determinant.flatten()
-    logs = values.double().clamp(1e-9, 1e9).log()
-    return {"folds_percent": 100.0 * float((values <= 0).double().mean()), "sdlogj": float(logs.std(unbiased=False))}
+    return scores_of(determinant if mask is None else determinant[mask > 0])._asdict()
 
 
 def covered_share(transform: Transform, fixed: Image, moving: Grid) -> float:

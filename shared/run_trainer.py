@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from .checkpoint import restore_handlers
 from .data.embedded import task_name
+from .data.loader import SampleLoader
 from .data.sampler import ResumableSampler
 from .frozen import FrozenPhase
 from .run_directory import RunDirectory
@@ -56,7 +57,7 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         max_norm: longest gradient (over all weights) that the optimizer is given; a longer one is scaled down.
         frozen: names of parameters, or of modules that hold them, that stay unchanged at first.
         frozen_iterations: for so many iterations; see :class:`FrozenPhase`.
-        num_workers: data loading processes.
+        num_workers: threads that read samples ahead; None: see :class:`~shared.data.loader.SampleLoader`.
         scheduler: a torch learning rate scheduler, stepped once an iteration; its state is in the checkpoint, and so
             are those of schedulers attached as handlers.
         inferer: kept for handlers and hosts that ask for it.
@@ -86,7 +87,7 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         max_norm: float | None = None,
         frozen: str | Sequence[str] = (),
         frozen_iterations: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         scheduler: Any = None,
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] | None = None,
@@ -112,9 +113,7 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         self.log_rows: list[dict[str, float]] = []
         self.handlers: list[Any] = list(ensure_tuple(train_handlers or ()))
         self.sampler = ResumableSampler(len(dataset), seed, self.rank, self.world)  # type: ignore[arg-type]
-        loader = DataLoader(
-            dataset, batch_size=batch_size, sampler=self.sampler, num_workers=num_workers, collate_fn=list
-        )
+        loader = SampleLoader(dataset, self.sampler, batch_size, num_workers)
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -156,6 +155,13 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         dataset = self.data_loader.dataset
         for index in torch.randperm(len(dataset), generator=self.generator)[:count].tolist():
             yield self.prepare(dataset[index])
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of what is inside as waiting for samples."""
+        start = time.perf_counter()
+        yield
+        self.data_loader.waited += time.perf_counter() - start
 
     def precision(self) -> torch.autocast:
         """Return the context in which the network is called: bfloat16 where ``autocast`` asks for it."""
@@ -229,10 +235,10 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         self.run_directory.check_settings(settings)
         if self.run_directory.is_done():
             load_weights(self.network, self.run_directory.model)
-            if self.rank == 0:
-                print(f"{self.run_directory.path}: this run is complete; nothing to train", flush=True)
+            self._say("this run is complete; nothing to train")
             return
         self._resumed = restore(self)
+        self._say(self.data_loader.describe())
         self._clock = time.perf_counter()
         self.begin()
         if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
@@ -245,7 +251,12 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
             self.save()
         record = {"settings": digest(settings), "passes": self.passes, **costs(self)}
         self.run_directory.finish(self.final_weights(), record)
+        self._say(f"trained for {self.seconds:.0f} s, {record['wait_share']:.1%} of them waiting for samples")
         self.barrier()
+
+    def _say(self, text: str) -> None:
+        if text and self.rank == 0:
+            print(f"{self.run_directory.path}: {text}", flush=True)
 
     def _keep_resumed_state(self) -> None:
         if not self._saves:

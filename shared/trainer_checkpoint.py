@@ -45,6 +45,7 @@ def save_checkpoint(trainer: RunTrainer) -> None:
         "rng": torch.get_rng_state(),
         "passes": trainer.passes,
         "seconds": trainer.seconds,
+        "waited": trainer.data_loader.waited,
         "log": trainer.log_rows,
     }
     trainer.run_directory.save_state(state)
@@ -71,6 +72,7 @@ def restore(trainer: RunTrainer) -> dict[str, Any] | None:
         trainer.scheduler.load_state_dict(state["scheduler"])
     torch.set_rng_state(state["rng"])
     trainer.seconds, trainer.passes = float(state["seconds"]), state["passes"]
+    trainer.data_loader.waited = float(state.get("waited", 0.0))
     trainer.log_rows, trainer.task_ended = list(state["log"]), state["task_ended"]
     trainer.state.iteration = state["iteration"]
     trainer.state.epoch = state["iteration"] // trainer.state.epoch_length
@@ -96,7 +98,16 @@ def _start_from(trainer: RunTrainer, source: Path) -> None:
 
 
 def costs(trainer: RunTrainer) -> dict[str, Any]:
-    """Return what the run took: seconds of training, bytes that it hands on, most GPU bytes in use."""
+    """Return what the run took on this rank.
+
+    Seconds of training, the share of them in which it waited for samples (new and replayed ones), bytes that it hands
+    on, most GPU bytes in use.
+    """
     device = torch.device(trainer.state.device)
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"seconds": round(trainer.seconds, 2), "memory_bytes": trainer.kept_bytes(), "peak_gpu_bytes": gpu}
+    return {
+        "seconds": round(trainer.seconds, 2),
+        "wait_share": round(trainer.data_loader.waited / max(trainer.seconds, 1e-9), 4),
+        "memory_bytes": trainer.kept_bytes(),
+        "peak_gpu_bytes": gpu,
+    }

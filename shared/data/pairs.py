@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
-from monai.transforms import Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,6 +20,7 @@ from ..transform_io import Grid, affine_ddf, network_grid, points_to_grid
 from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
 from .intensity import find_ct_window, looks_like_ct, normalise
+from .kept import SHARE, KeptItems
 from .learn2reg import by_task, pairs_of_items, task_of
 from .resampling import anti_alias
 
@@ -114,13 +114,6 @@ def prepare_item(entry: Mapping[str, Any]) -> Sample:
     return item
 
 
-class _PrepareItem(Transform):
-    """:func:`prepare_item` for MONAI, whose ``CacheDataset`` keeps the results of ``Transform`` objects only."""
-
-    def __call__(self, data: Mapping[str, Any]) -> Sample:
-        return prepare_item(data)
-
-
 def _check_lattice(size: Sequence[int], spacing_mm: Sequence[float] | None) -> None:
     """Raise InputError unless size, and spacing where given, describe a lattice in 2D or 3D."""
     if len(size) not in (2, 3) or any(int(n) != n or n < 1 for n in size):
@@ -129,21 +122,13 @@ def _check_lattice(size: Sequence[int], spacing_mm: Sequence[float] | None) -> N
         raise InputError(f"found spacing_mm {list(spacing_mm)}, expected {len(size)} numbers above zero, one an axis")
 
 
-def _unwrap(error: BaseException) -> BaseException:
-    """Dig out the InputError that MONAI's transform runner has wrapped."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__
-    return cause or error
-
-
 class PairDataset(Dataset):
     """Pairs as tensors on the network's grid, which follows each pair's fixed image.
 
     A sample holds ``fixed_image``, ``moving_image`` (1, *S) in [0, 1]; ``fixed_mask``, ``moving_mask`` uint8; where
     known ``fixed_label``, ``moving_label`` int16 with ``labels`` (values present in either), ``fixed_points``,
     ``moving_points`` (N, d) in voxels of the grid; ``pair`` (the files) and ``grids`` (network, fixed, moving).
-    Images are read once per grid and kept by MONAI's ``CacheDataset``, at most ``cache_num`` of them.
+    Images are read once per grid and kept in memory while they fit, see :class:`~shared.data.kept.KeptItems`.
 
     Args:
         data: pairs (see :func:`~shared.data.learn2reg.read_pairs`) or a plain list of ``{image, label}``.
@@ -151,7 +136,8 @@ class PairDataset(Dataset):
         spacing_mm: voxel size of the grid; ``None`` stretches it over the fixed image's field of view.
         ct_window: HU window for CT; ``None`` tells chest from the rest by the first CT of each task, for all of its
             pairs alike.
-        cache_num: how many images stay in memory.
+        cache_num: how many images stay in memory; None: as many as fit into ``cache_share`` of what is free.
+        cache_share: see there.
         mask_as_label: use the mask as label where a pair has no label map (lung CT).
         mask_images: set both images to zero outside their masks.
         progress: show a bar while images are read.
@@ -167,7 +153,8 @@ class PairDataset(Dataset):
         spatial_size: Sequence[int],
         spacing_mm: Sequence[float] | None = None,
         ct_window: Sequence[float] | None = None,
-        cache_num: int = 256,
+        cache_num: int | None = None,
+        cache_share: float = SHARE,
         mask_as_label: bool = True,
         mask_images: bool = False,
         progress: bool = False,
@@ -185,17 +172,20 @@ class PairDataset(Dataset):
         self._entries: dict[tuple, int] = {}
         entries: list[dict[str, Any]] = []
         self._index = [tuple(self._entry(pair, side, entries) for side in ("fixed", "moving")) for pair in self.pairs]
-        try:
-            self._items = CacheDataset(
-                entries,
-                transform=_PrepareItem(),
-                cache_num=cache_num,
-                copy_cache=False,
-                progress=progress,
-                num_workers=1,
-            )
-        except RuntimeError as error:
-            raise _unwrap(error) from None
+        voxel_bytes = 4 + 1 + 2  # image, mask, label
+        self._items = KeptItems(
+            entries, prepare_item, voxel_bytes * math.prod(self.size), cache_num, cache_share, progress
+        )
+
+    @property
+    def unread(self) -> int:
+        """How many images are not read when the dataset is made."""
+        return self._items.unread
+
+    @property
+    def kept(self) -> int:
+        """How many images can be kept in memory."""
+        return self._items.kept
 
     def _first_ct_window(self, pair: Mapping[str, Any]) -> Sequence[float] | None:
         """Choose one window for a whole task, by its first CT: two windows within a pair would be two contrasts."""
@@ -236,10 +226,7 @@ class PairDataset(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        try:
-            fixed, moving = (self._items[i] for i in self._index[index])
-        except RuntimeError as error:
-            raise _unwrap(error) from None
+        fixed, moving = (self._items[i] for i in self._index[index])
         grids = {side: self._grid(pair[f"{side}_image"]) for side in ("fixed", "moving")}
         grids["network"] = self._network_grid(pair["fixed_image"])
         if not bool(moving["mask"].any()):

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from .kept import SHARE
 from .learn2reg import by_task
 from .pairs import PairDataset, form_pairs
 from .slice_dataset import SliceDataset, site_of
@@ -43,6 +44,16 @@ class _Pooled(Dataset):
         dataset = self.datasets[task]
         return dataset[turn % len(dataset)]
 
+    @property
+    def unread(self) -> int:
+        """How many images are not read when the datasets are made."""
+        return sum(dataset.unread for dataset in self.datasets)
+
+    @property
+    def kept(self) -> int:
+        """How many images can be kept in memory."""
+        return sum(dataset.kept for dataset in self.datasets)
+
     def settings(self) -> dict[str, Any]:
         """Return what decides the samples, task by task."""
         return {str(number): dataset.settings() for number, dataset in enumerate(self.datasets)}
@@ -75,6 +86,11 @@ class PooledSlices(_Pooled):
         return [item for dataset in self.datasets for item in dataset.items]
 
 
+def _divided(options: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return options with a ``count``-th of the memory: the datasets of a pool share what one may take."""
+    return {**options, "cache_share": options.get("cache_share", SHARE) / count}
+
+
 def pooled_pairs(
     data: Sequence[Mapping[str, Any]], spatial_size: Sequence[int], **options: Any
 ) -> PairDataset | PooledPairs:
@@ -94,7 +110,9 @@ def pooled_pairs(
         InputError: as :class:`PairDataset`.
     """
     formed = form_pairs(data, len(spatial_size))
-    datasets = [PairDataset(pairs, spatial_size, **options) for pairs in by_task(formed).values()]
+    tasks = by_task(formed)
+    options = _divided(options, len(tasks))
+    datasets = [PairDataset(pairs, spatial_size, **options) for pairs in tasks.values()]
     return datasets[0] if len(datasets) == 1 else PooledPairs(datasets)
 
 
@@ -119,5 +137,6 @@ def pooled_slices(
     sites: dict[str, list[Mapping[str, Any]]] = {}
     for item in data:
         sites.setdefault(site_of(item), []).append(item)
+    options = _divided(options, len(sites))
     datasets = [SliceDataset(items, spatial_size, **options) for items in sites.values()]
     return datasets[0] if len(datasets) == 1 else PooledSlices(datasets)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import CacheDataset
-from monai.transforms import Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .intensity import scale_percentiles
+from .kept import SHARE, KeptItems
 from .resampling import resample
 from .slices import adjacent_slices, slice_grid, slice_window
 from .volumes import read_volume, read_volume_grid, read_volume_label
@@ -83,21 +83,6 @@ def prepare_volume(entry: Mapping[str, Any]) -> Sample:
     return volume
 
 
-class _PrepareVolume(Transform):
-    """:func:`prepare_volume` for MONAI, whose ``CacheDataset`` keeps the results of ``Transform`` objects only."""
-
-    def __call__(self, data: Mapping[str, Any]) -> Sample:
-        return prepare_volume(data)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Dig out the InputError that MONAI's transform runner has wrapped."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__
-    return cause or error
-
-
 class VolumeDataset(Dataset):
     """Whole images on the network's grid, for prediction and for scores on the image's own grid.
 
@@ -114,7 +99,8 @@ class VolumeDataset(Dataset):
         classes: of the network, the background included.
         label_map: label value in the files -> class; None takes values as classes.
         channel_wise: scale each channel by itself, see `scale_percentiles`.
-        cache_num: how many volumes stay in memory.
+        cache_num: how many volumes stay in memory; None: as many as fit into ``cache_share`` of what is free.
+        cache_share: see there.
         progress: show a bar while images are read.
 
     Raises:
@@ -130,7 +116,8 @@ class VolumeDataset(Dataset):
         classes: int = 2,
         label_map: Mapping[int, int] | None = None,
         channel_wise: bool = False,
-        cache_num: int = 256,
+        cache_num: int | None = None,
+        cache_share: float = SHARE,
         progress: bool = False,
     ) -> None:
         self.items = [dict(item) for item in data]
@@ -147,26 +134,26 @@ class VolumeDataset(Dataset):
         entries = [
             {"item": item, "grid": grid, **options} for item, grid in zip(self.items, self.network_grids, strict=True)
         ]
-        try:
-            self._volumes = CacheDataset(
-                entries,
-                transform=_PrepareVolume(),
-                cache_num=cache_num,
-                copy_cache=False,
-                progress=progress,
-                num_workers=1,
-            )
-        except RuntimeError as error:
-            raise _cause(error) from None
+        largest = max(math.prod(grid.shape) for grid in self.network_grids)
+        self._volumes = KeptItems(
+            entries, prepare_volume, (4 * channels + 2) * largest, cache_num, cache_share, progress
+        )
+
+    @property
+    def unread(self) -> int:
+        """How many volumes are not read when the dataset is made."""
+        return self._volumes.unread
+
+    @property
+    def kept(self) -> int:
+        """How many volumes can be kept in memory."""
+        return self._volumes.kept
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Sample:
-        try:
-            volume = self._volumes[index]
-        except RuntimeError as error:
-            raise _cause(error) from None
+        volume = self._volumes[index]
         grids = {"network": self.network_grids[index], "image": self.image_grids[index]}
         return {**volume, "site": site_of(self.items[index]), "item": self.items[index], "grids": grids}
 
@@ -245,6 +232,16 @@ class SliceDataset(Dataset):
     def items(self) -> list[dict[str, Any]]:
         """The images' items."""
         return self.volumes.items
+
+    @property
+    def unread(self) -> int:
+        """How many volumes are not read when the dataset is made."""
+        return self.volumes.unread
+
+    @property
+    def kept(self) -> int:
+        """How many volumes can be kept in memory."""
+        return self.volumes.kept
 
     def __len__(self) -> int:
         return len(self._index)

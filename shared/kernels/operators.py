@@ -48,12 +48,13 @@ def triton_kernels() -> dict[str, Callable[..., Any]]:
     Raises:
         ImportError: there is no Triton.
     """
-    from . import histogram_triton, integrate_triton, lncc_triton, overlap_triton, warp_triton
+    from . import histogram_triton, integrate_triton, jacobian_triton, lncc_triton, overlap_triton, warp_triton
 
     return {
         "filled_cells": overlap_triton.filled_cells,
         "integrate": integrate_triton.integrate,
         "integrate_adjoint": integrate_triton.integrate_adjoint,
+        "jacobian_scores": jacobian_triton.jacobian_scores,
         "joint_histogram": histogram_triton.joint_histogram,
         "joint_histogram_adjoint": histogram_triton.joint_histogram_adjoint,
         "local_ncc": lncc_triton.local_ncc,
@@ -249,6 +250,7 @@ def _define() -> torch.library.Library:
     if hasattr(torch.library, "register_vmap"):
         torch.library.register_vmap(_INTEGRATE, _batch_integrate)
         torch.library.register_vmap(f"{_INTEGRATE}_adjoint", _batch_integrate_adjoint)
+    library.define("jacobian_scores(Tensor field, Tensor mask) -> Tensor")
     images = "Tensor x, Tensor y"
     library.define(
         f"local_ncc({images}, Tensor weight, int window, float eps, bool to_x, bool to_y) -> (Tensor, Tensor, Tensor)"

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fields import compose, jacobian_determinant
+from ..fields import compose
+from ..warp import check_field
+from .determinants import DeterminantScores, determinant_scores
 
 __all__ = [
     "METRICS",
@@ -126,7 +128,7 @@ def fold_percent(ddf: Tensor, mask: Tensor | None = None) -> float:
     Raises:
         ValueError: when a shape does not fit.
     """
-    return 100.0 * float((_determinants(ddf, mask) <= 0).double().mean())
+    return _determinant_scores(ddf, mask).folds_percent
 
 
 @torch.no_grad()
@@ -146,10 +148,7 @@ def sdlogj(ddf: Tensor, mask: Tensor | None = None) -> float:
     Raises:
         ValueError: when a shape does not fit.
     """
-    determinants = _determinants(ddf, mask)
-    if determinants.numel() == 0:
-        return math.nan
-    return float(determinants.double().clamp(1e-9, 1e9).log().std(unbiased=False))
+    return _determinant_scores(ddf, mask).sdlogj
 
 
 @torch.no_grad()
@@ -173,16 +172,16 @@ def round_trip_mm(ddf: Tensor, inv_ddf: Tensor, spacing_mm: Sequence[float]) -> 
     return float(torch.stack([torch.linalg.vector_norm(r * spacing, dim=1).mean() for r in residuals]).mean())
 
 
-def _determinants(ddf: Tensor, mask: Tensor | None) -> Tensor:
-    """Jacobian determinants of one field at the voxels of the mask, flat."""
+def _determinant_scores(ddf: Tensor, mask: Tensor | None) -> DeterminantScores:
+    """Scores of one field at the voxels of the mask."""
     field = ddf if ddf.shape[0] == 1 else ddf[None]
-    determinants = jacobian_determinant(field)[0, 0]
+    check_field(field)
     if mask is None:
-        return determinants.flatten()
-    inside = _volume(mask, determinants.ndim, "mask")
-    if inside.shape != determinants.shape:
-        raise ValueError(f"mask must have sizes {tuple(determinants.shape)}, got {tuple(inside.shape)}")
-    return determinants[inside.to(ddf.device) != 0]
+        return determinant_scores(field)
+    inside = _volume(mask, field.ndim - 2, "mask")
+    if inside.shape != field.shape[2:]:
+        raise ValueError(f"mask must have sizes {tuple(field.shape[2:])}, got {tuple(inside.shape)}")
+    return determinant_scores(field, inside)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..fields import jacobian_determinant
 from ..losses.similarity import LocalNCCLoss
+from ..metrics.determinants import determinant_scores
 from ..smoothing import gaussian_smooth
 from .forces import MutualInformation, Similarity
 
@@ -17,20 +18,11 @@ __all__ = ["alike", "fold_percent", "unfold", "worse_than"]
 NARROW = 0.1
 # Share of the overlap at the start that a result has to keep.
 LEAST_SEEN = 0.5
-# Slices of a field looked at together: determinants need several times the field's memory.
-SLAB = 32
 
 
 def fold_percent(ddf: Tensor) -> float:
-    """Return the share of voxels, in percent, where ``x + ddf(x)`` folds: `shared.metrics.fold_percent` in slabs."""
-    n = ddf.shape[2]
-    folded = 0
-    for first in range(0, n, SLAB):
-        # Two more voxels at either end: differences there are central as they are in the whole.
-        low, high = max(0, first - 2), min(n, first + SLAB + 2)
-        inside = jacobian_determinant(ddf[:, :, low:high])[:, :, first - low : first - low + SLAB]
-        folded += int((inside <= 0).sum())
-    return 100.0 * folded / ddf[0, 0].numel()
+    """Return the share of voxels, in percent, where ``x + ddf(x)`` folds, of a field (1, d, *S)."""
+    return determinant_scores(ddf).folds_percent
 
 
 def unfold(ddf: Tensor, max_percent: float, rounds: int = 50) -> Tensor:

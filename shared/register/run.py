@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from ..errors import InputError, did_you_mean
 from ..files import save_json, writable_dir
+from ..metrics.determinants import determinants
 from ..optimise import OptimiseSettings
-from ..quality_check import determinants, verdict
+from ..quality_check import verdict
 from ..transform_io import Transform, write_itk_displacement, write_nifti, write_transform
 from .inputs import Files, Pair, read_pair
 from .memory import check_memory, thinned

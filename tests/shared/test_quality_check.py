@@ -8,11 +8,11 @@ import torch
 
 from shared.fields import jacobian_determinant
 from shared.metrics import fold_percent, sdlogj
+from shared.metrics.determinants import determinants
 from shared.quality_check import (
     LIMITS,
     correlation,
     covered_share,
-    determinants,
     field_scores,
     mutual_information,
     round_trip,

@@ -100,9 +100,10 @@ def test_a_killed_second_run_goes_on_without_the_first(tmp_path):
 def test_the_record_says_what_a_run_took(tmp_path):
     make_trainer(tmp_path).run()
     record = read_json(tmp_path / "done.json")
-    assert set(record) == {"settings", "passes", "seconds", "memory_bytes", "peak_gpu_bytes"}
+    assert set(record) == {"settings", "passes", "seconds", "wait_share", "memory_bytes", "peak_gpu_bytes"}
     assert record["passes"] == 8
     assert record["seconds"] > 0
+    assert 0 <= record["wait_share"] < 1
     assert (record["memory_bytes"], record["peak_gpu_bytes"]) == (0, None)
 
 

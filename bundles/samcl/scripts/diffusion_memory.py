@@ -6,6 +6,7 @@ Replay from a generator is the idea of Shin et al. (NeurIPS 2017); for registrat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ class DiffusionMemory(TaskHooks):
             generator: decides which.
             before: any number of pairs that had been offered when the present task began.
         """
+        return self.draw_ahead(count, generator, before)()
+
+    def draw_ahead(
+        self, count: int, generator: torch.Generator, before: int | None = None
+    ) -> Callable[[], list[Sample]]:
+        """Do :meth:`draw`, but return what gives the pairs: all lie in memory."""
         past = [pair for pairs in self._pairs.values() for _, pair in pairs]
         present = 0
         if before is None and self.seen > self._past and self._dataset is not None:
@@ -105,7 +112,7 @@ class DiffusionMemory(TaskHooks):
             present = int((torch.rand(count, generator=generator) < share).sum())
         rows = torch.randperm(len(self._dataset), generator=generator)[:present].tolist() if present else []
         chosen = torch.randperm(len(past), generator=generator)[: count - present].tolist()
-        return [self._dataset[row] for row in rows] + [restore(past[number]) for number in chosen]
+        return lambda: [self._dataset[row] for row in rows] + [restore(past[number]) for number in chosen]
 
     # -- after a task --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .pair_files import compact, pair_file, read_pair, restore, write_pair
 
 __all__ = ["ReservoirMemory", "TaskHooks"]
 
+READERS = 2
+
 
 class TaskHooks:
     """What a memory may do before and after a task; as they stand here, nothing."""
@@ -26,6 +30,12 @@ class TaskHooks:
         """Take down what later tasks need; a killed run does it again, with the same random numbers."""
 
 
+def _file(folder: Path | None, number: int) -> Path:
+    if folder is None:
+        raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
+    return pair_file(folder, number)
+
+
 class ReservoirMemory(TaskHooks):
     """Keep each pair ever offered with the same probability, capacity / seen (Vitter, TOMS 1985, algorithm R).
 
@@ -35,7 +45,7 @@ class ReservoirMemory(TaskHooks):
 
     Args:
         capacity: most pairs kept.
-        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM.
+        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM; threads read them.
     """
 
     def __init__(self, capacity: int = 200, on_disk: bool = False) -> None:
@@ -44,8 +54,10 @@ class ReservoirMemory(TaskHooks):
         self.capacity, self.on_disk = capacity, on_disk
         self.seen = 0
         self.folder: Path | None = None
+        self._source: Path | None = None  # where the pairs on disk lie: an earlier run's folder until the first save
         self._slots: list[tuple[int, Sample | None]] = []  # (number when offered, pair; None when on disk)
         self._written: set[int] = set()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="replay")  # no thread before the first pair
 
     def __repr__(self) -> str:
         return f"ReservoirMemory(capacity={self.capacity})"
@@ -57,7 +69,7 @@ class ReservoirMemory(TaskHooks):
     def nbytes(self) -> int:
         """Bytes that the pairs take: tensors in RAM, files on disk."""
         in_ram = sum(v.nbytes for _, s in self._slots if s for v in s.values() if isinstance(v, Tensor))
-        return in_ram + sum(self._file(n).stat().st_size for n, s in self._slots if s is None)
+        return in_ram + sum(_file(self._source, n).stat().st_size for n, s in self._slots if s is None)
 
     def offer(self, sample: Sample, generator: torch.Generator) -> bool:
         """Offer a pair; return whether it was taken in."""
@@ -67,10 +79,10 @@ class ReservoirMemory(TaskHooks):
             slot = int(torch.randint(0, self.seen, (1,), generator=generator))
             if slot >= self.capacity:
                 return False
-        entry: tuple[int, Sample | None] = (number, compact(sample))
+        kept = compact(sample)
         if self.on_disk:
-            self._write(*entry)
-            entry = (number, None)
+            self._write(number, kept)
+        entry = (number, None if self.on_disk else kept)
         if slot == len(self._slots):
             self._slots.append(entry)
         else:
@@ -79,28 +91,31 @@ class ReservoirMemory(TaskHooks):
 
     def draw(self, count: int, generator: torch.Generator, before: int | None = None) -> list[Sample]:
         """Draw up to ``count`` different pairs, uniformly; with ``before``, of those offered when ``seen`` was less."""
+        return self.draw_ahead(count, generator, before)()
+
+    def draw_ahead(
+        self, count: int, generator: torch.Generator, before: int | None = None
+    ) -> Callable[[], list[Sample]]:
+        """Do :meth:`draw`, but return what waits for the pairs: those on disk are read while the caller goes on.
+
+        Until then nothing may be pruned.
+        """
         slots = self._slots if before is None else [slot for slot in self._slots if slot[0] < before]
-        chosen = torch.randperm(len(slots), generator=generator)[:count]
-        return [restore(self._pair(*slots[int(i)])) for i in chosen]
+        chosen = [slots[int(i)] for i in torch.randperm(len(slots), generator=generator)[:count]]
+        coming = [self._readers.submit(self._pair, *slot) if slot[1] is None else slot[1] for slot in chosen]
+        return lambda: [restore(c.result() if isinstance(c, Future) else c) for c in coming]
 
     def _part(self, count: int) -> list[int]:
         """Choose which of ``count`` pairs a smaller memory takes over: a random part, the same at every call."""
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seen))
         return sorted(order[: self.capacity].tolist())
 
-    def _file(self, number: int) -> Path:
-        if self.folder is None:
-            raise InputError("the memory has no folder yet; expected a run_dir when it is kept on disk")
-        return pair_file(self.folder, number)
-
     def _pair(self, number: int, sample: Sample | None) -> Sample:
-        return read_pair(self._file(number)) if sample is None else sample
+        return read_pair(_file(self._source, number)) if sample is None else sample
 
-    def _write(self, number: int, sample: Sample | None) -> None:
-        """Write a pair unless its file is there."""
-        if sample is not None and number not in self._written:
-            write_pair(self._file(number), sample)
-            self._written.add(number)
+    def _write(self, number: int, sample: Sample) -> None:
+        write_pair(_file(self.folder, number), sample)
+        self._written.add(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in one dict of tensors and plain containers; :meth:`save` writes file by file instead."""
@@ -121,14 +136,13 @@ class ReservoirMemory(TaskHooks):
         """
         folder = Path(folder)
         if folder != self.folder:
-            pairs = [(n, self._pair(n, s)) for n, s in self._slots]
             self._written.clear()
             self.folder = folder
-        else:
-            pairs = [(n, s) for n, s in self._slots if s is not None]
         folder.mkdir(parents=True, exist_ok=True)
-        for number, sample in pairs:
-            self._write(number, sample)
+        for number, sample in self._slots:
+            if number not in self._written:
+                self._write(number, self._pair(number, sample))
+        self._source = folder
         if self.on_disk:
             self._slots = [(n, None) for n, _ in self._slots]
         return {"seen": self.seen, "numbers": [n for n, _ in self._slots]}
@@ -136,7 +150,7 @@ class ReservoirMemory(TaskHooks):
     def prune(self) -> None:
         """Delete the files of pairs that are no longer kept."""
         if self.folder is not None and self.folder.is_dir():
-            kept = {self._file(n).name for n, _ in self._slots}
+            kept = {_file(self.folder, n).name for n, _ in self._slots}
             for path in self.folder.glob("*.npz"):
                 if path.name not in kept:
                     path.unlink()
@@ -160,8 +174,10 @@ class ReservoirMemory(TaskHooks):
         self.seen = int(index["seen"])
         if len(numbers) > self.capacity:
             numbers = [numbers[i] for i in self._part(len(numbers))]
-        pairs = {n: read_pair(pair_file(folder, n)) for n in numbers}
+        slots: list[tuple[int, Sample | None]] = []
+        for n in numbers:
+            pair = read_pair(_file(folder, n))  # also where it stays on disk: whatever is missing shows here
+            slots.append((n, None if self.on_disk else pair))
+        self._slots, self._source = slots, folder
         self.folder = folder if keep_folder else None
         self._written = set(numbers) if keep_folder else set()
-        in_ram = not (self.on_disk and keep_folder)
-        self._slots = [(n, pairs[n] if in_ram else None) for n in numbers]

@@ -6,7 +6,7 @@ strategies that replay or flatten; others are in ``consolidation.py`` and ``grad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -69,17 +69,26 @@ class Replay(Strategy):
         for sample in samples:
             self.memory.offer(sample, trainer.generator)
 
-    def _draw(self, trainer: ContinualTrainer, count: int, before: int | None = None) -> list[Sample]:
-        return [trainer.prepare(s) for s in self.memory.draw(count, trainer.generator, before)]
+    def _draw(self, trainer: ContinualTrainer, count: int, before: int | None = None) -> Callable[[], list[Sample]]:
+        """Choose pairs, and return what gives them: a memory on disk is read while the steps in between compute."""
+        coming = self.memory.draw_ahead(count, trainer.generator, before)
+
+        def prepared() -> list[Sample]:
+            with trainer.waiting():
+                pairs = coming()
+            return [trainer.prepare(pair) for pair in pairs]
+
+        return prepared
 
     def _each_then_replay(self, trainer: ContinualTrainer, samples: Sequence[Sample], ratio: int = 1) -> Parts:
-        """Step on each sample alone, offer them, step on ``ratio`` times as many replayed ones.
+        """Step on each sample alone, then on ``ratio`` times as many replayed ones, drawn after these were offered.
 
         The samples' parts come back averaged.
         """
-        seen = [self.descend(trainer, [trainer.prepare(sample)]) for sample in samples]
         self._offer(trainer, samples)
-        replay = self.descend(trainer, self._draw(trainer, ratio * len(samples)))
+        replayed = self._draw(trainer, ratio * len(samples))
+        seen = [self.descend(trainer, [trainer.prepare(sample)]) for sample in samples]
+        replay = self.descend(trainer, replayed())
         names = dict.fromkeys(name for parts in seen for name in parts)
         parts = {k: torch.stack([p[k] for p in seen if k in p]).mean() for k in names}
         return {**parts, "replay_loss": replay["loss"]}
@@ -110,9 +119,9 @@ class ER(Replay):
         """Do the update described above."""
         if self.steps == "each":
             return self._each_then_replay(trainer, samples)
-        replayed = self._draw(trainer, len(samples))
+        draw = self._draw(trainer, len(samples))
         parts = trainer.backward([trainer.prepare(s) for s in samples])
-        if replayed:
+        if replayed := draw():
             current = _gradients(trainer)
             parts["replay_loss"] = trainer.backward(replayed)["loss"]
             _set_gradients(trainer, torch._foreach_mul(torch._foreach_add(current, _gradients(trainer)), 0.5))
@@ -210,8 +219,9 @@ class AGEM(Replay):
 
     def step(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do the update described above; ``replay_loss`` is that of the earlier tasks' pairs."""
+        draw = self._draw(trainer, len(samples), self._past)
         parts = trainer.backward([trainer.prepare(s) for s in samples])
-        replayed = self._draw(trainer, len(samples), self._past)
+        replayed = draw()
         if on_all_ranks(bool(replayed), trainer.state.device):
             current = _gradients(trainer)
             parts["replay_loss"] = trainer.backward(replayed)["loss"]

@@ -19,7 +19,7 @@ __all__ = ["check_private", "foreign_files"]
 _WEIGHTS = {"model.pt", "model_previous.pt", "state.pt"}
 _STATE_KEYS = {
     *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
-    *("log", "average", "updates", "strategy", "strategy_name"),
+    *("waited", "log", "average", "updates", "strategy", "strategy_name"),
 }
 _TABLES = {".csv", ".log", ".lock"}
 _LONGEST = 4096  # numbers in one list of a JSON file: a 64 x 64 image would have as many

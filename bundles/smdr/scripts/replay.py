@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from shared.data.kept import KeptItems
 from shared.diffusion import SiteDiffusion, draw_samples, sample_seed
 from shared.errors import InputError
 from shared.files import atomic_write, read_json, save_json, sole_owner, writable_dir
@@ -201,26 +202,34 @@ class ReplayDataset(Dataset):
 
     An item holds ``image`` (C, *S) float32 in [0, 1], ``label`` (1, *S) int16 and ``site``.
 
+    Samples are read once and kept while they fit in memory, see :class:`~shared.data.kept.KeptItems`.
+
     Args:
         folders: of :func:`make_replay`.
+        cache_num: samples that stay in memory; None: as many as fit.
 
     Raises:
         InputError: see :func:`read_index`; or the sets' images differ in size.
     """
 
-    def __init__(self, folders: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, folders: str | Path | Sequence[str | Path], cache_num: int | None = None) -> None:
         self.sites: dict[str, range] = {}  # which items are of which site
-        self._items: list[tuple[Path, str]] = []
+        entries: list[dict[str, Any]] = []
         self._hashes: dict[str, str] = {}
         for folder in [Path(f) for f in ensure_tuple(folders)]:
             index = read_index(folder)
             site = index["settings"]["site"]
             if site in self.sites:
                 raise InputError(f"{folder}: found a second replay set of site {site!r}, expected one a site")
-            start = len(self._items)
-            self._items += [(folder / entry["file"], site) for entry in index["samples"]]
-            self.sites[site] = range(start, len(self._items))
+            start = len(entries)
+            entries += [{"path": folder / entry["file"], "site": site} for entry in index["samples"]]
+            self.sites[site] = range(start, len(entries))
             self._hashes[site] = hash_of_file(folder / INDEX)
+        largest = max(
+            (sum(v.nbytes for v in _read(entries[part[0]]).values()) for part in self.sites.values()), default=0
+        )
+        self._site_of = [entry["site"] for entry in entries]
+        self._items = KeptItems(entries, _read, largest, cache_num)
         shapes = {site: tuple(self[part[0]]["image"].shape) for site, part in self.sites.items()}
         if len(set(shapes.values())) > 1:
             raise InputError(f"found replay sets of images {shapes}, expected one size")
@@ -233,7 +242,12 @@ class ReplayDataset(Dataset):
         return len(self._items)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        path, site = self._items[number]
-        with np.load(path, allow_pickle=False) as arrays:
-            image, label = torch.from_numpy(arrays["image"]).float(), torch.from_numpy(arrays["label"]).to(torch.int16)
-        return {"image": image, "label": label, "site": site}
+        sample = self._items[number]
+        label = sample["label"].to(torch.int16, copy=True)  # what is kept is nobody's to change
+        return {"image": sample["image"].float(), "label": label, "site": self._site_of[number]}
+
+
+def _read(entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read a sample as it was written: the image float16."""
+    with np.load(entry["path"], allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in ("image", "label")}

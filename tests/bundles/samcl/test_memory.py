@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -149,3 +151,43 @@ def test_another_task_leaves_the_earlier_folder_alone(tmp_path):
 def test_capacity_below_one_is_refused():
     with pytest.raises(ValueError, match="capacity 0"):
         ReservoirMemory(0)
+
+
+def test_pairs_on_disk_are_read_while_the_caller_goes_on(tmp_path, monkeypatch):
+    memory, generator = ReservoirMemory(5, on_disk=True), torch.Generator().manual_seed(0)
+    memory.save(tmp_path)
+    for i in range(5):
+        memory.offer(sample(i), generator)
+    expected = memory.draw(3, torch.Generator().manual_seed(1))
+    reading, wanted = threading.Event(), threading.Event()
+    read = ReservoirMemory._read
+
+    def slowly(path):
+        reading.set()
+        assert wanted.wait(30)
+        return read(path)
+
+    monkeypatch.setattr(ReservoirMemory, "_read", staticmethod(slowly))
+    coming = memory.draw_ahead(3, torch.Generator().manual_seed(1))
+    assert reading.wait(30)  # and nobody has asked for the pairs yet
+    wanted.set()
+    for a, b in zip(coming(), expected, strict=True):
+        assert torch.equal(a["moving_image"], b["moving_image"])
+
+
+def test_a_memory_on_disk_stays_there_when_it_is_handed_on(tmp_path):
+    first, generator = ReservoirMemory(4, on_disk=True), torch.Generator().manual_seed(0)
+    first.save(tmp_path / "first")
+    for i in range(4):
+        first.offer(sample(i), generator)
+    later = ReservoirMemory(4, on_disk=True)
+    later.load(tmp_path / "first", first.save(tmp_path / "first"), keep_folder=False)
+    assert all(pair is None for _, pair in later._slots)
+    assert len(later.draw(4, generator)) == 4
+    assert later.nbytes == first.nbytes > 0
+    later.save(tmp_path / "second")
+    for name in ("first", "second"):
+        assert len(list((tmp_path / name).glob("*.npz"))) == 4
+    for path in (tmp_path / "first").glob("*.npz"):
+        path.unlink()
+    assert len(later.draw(4, generator)) == 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bundles.samcl.scripts.memory import ReservoirMemory
-from bundles.samcl.scripts.strategies import SAMCL, Sequential
+from bundles.samcl.scripts.strategies import AGEM, ER, SAMCL, Sequential
 from shared.errors import InputError
 from shared.files import load_tensors
 from shared.handlers import TrainingLog
@@ -46,6 +46,19 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(tmp_path):
     assert again.strategy.memory.seen == whole.strategy.memory.seen
     model = load_tensors(tmp_path / "parts" / "model.pt")
     assert same(model, weights(whole))
+
+
+@pytest.mark.parametrize("make", [SAMCL, ER, AGEM])
+def test_a_memory_on_disk_trains_alike_and_goes_on(tmp_path, make):
+    """What is drawn is read while other steps compute; which pairs, and with what result, stays the same."""
+    whole = make_trainer(tmp_path / "ram", make(ReservoirMemory(3)), max_epochs=4)
+    whole.run()
+    kill_at(make_trainer(tmp_path / "disk", make(ReservoirMemory(3, on_disk=True)), max_epochs=4), 5)
+    again = make_trainer(tmp_path / "disk", make(ReservoirMemory(3, on_disk=True)), max_epochs=4)
+    again.run()
+    assert same(weights(whole), weights(again))
+    assert again.strategy.memory.seen == whole.strategy.memory.seen
+    assert all(pair is None for _, pair in again.strategy.memory._slots)
 
 
 def test_a_kill_at_any_write_loses_nothing(tmp_path, monkeypatch):

@@ -218,6 +218,20 @@ def test_a_dataset_of_two_sites(tmp_path):
         ReplayDataset([tmp_path / "1", tmp_path / "1"])
 
 
+def test_samples_are_read_once_and_come_out_as_from_the_file(tmp_path, monkeypatch):
+    make_replay(make_generator(), "first", tmp_path, **{**OPTIONS, "labels": PseudoLabels(Bright())})
+    kept, read = ReplayDataset(tmp_path), ReplayDataset(tmp_path, cache_num=0)
+    before = [kept[i] for i in range(5)]
+    for i, sample in enumerate(before):
+        assert all(torch.equal(sample[key], read[i][key]) for key in ("image", "label"))
+        sample["image"].zero_()
+        sample["label"].fill_(3)
+    monkeypatch.setattr("numpy.load", None)  # nothing is read any more
+    assert all(kept[i]["image"].any() and not (kept[i]["label"] == 3).any() for i in range(5))
+    with pytest.raises(RuntimeError):
+        read[0]
+
+
 def test_sets_of_different_sizes_do_not_mix(tmp_path):
     make(tmp_path / "1")
     other = make_generator("second", image_size=2 * SIZE)

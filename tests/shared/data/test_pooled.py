@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from shared.data.kept import BESIDE_VOXELS
 from shared.data.pairs import PairDataset
 from shared.data.pooled import PooledPairs, pooled_pairs
 from shared.errors import InputError
@@ -69,6 +70,15 @@ def test_pairs_are_pooled_by_their_task(tmp_path):
     assert [len(d) for d in pooled.datasets] == [3, 2]
     assert [pooled[i]["task"] for i in range(len(pooled))] == ["a", "b"] * 3
     assert all(d.size == (8, 8, 8) and d.mask_images for d in pooled.datasets)
+
+
+def test_tasks_divide_the_memory(tmp_path, monkeypatch):
+    pair = write_pair(tmp_path)
+    monkeypatch.setattr("shared.data.kept.free_bytes", lambda: 4 * 3.0 * (8**3 * 7 + BESIDE_VOXELS))
+    assert PairDataset([pair], (8, 8, 8)).kept == 2  # of three that would fit
+    pooled = pooled_pairs([{**pair, "task": task} for task in "abc"], (8, 8, 8))
+    assert [d.kept for d in pooled.datasets] == [1, 1, 1]
+    assert (pooled.kept, pooled.unread) == (3, 3)
 
 
 def test_one_task_needs_no_pooling(tmp_path):
