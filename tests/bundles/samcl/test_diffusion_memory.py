@@ -193,8 +193,13 @@ def test_averaged_gradients_take_generated_pairs_as_reference(tmp_path):
     trainer_of(tmp_path / "0", 2, strategy=AGEM(make_memory()), max_epochs=1).run()
     trainer = trainer_of(tmp_path / "1", 2, 1, AGEM(make_memory()), tmp_path / "0", max_epochs=1)
     seen = []
-    draw = trainer.strategy.memory.draw
-    trainer.strategy.memory.draw = lambda *args: seen.append(draw(*args)) or seen[-1]
+    draw = trainer.strategy.memory.draw_ahead
+
+    def watched(*args):
+        coming = draw(*args)
+        return lambda: seen.append(coming()) or seen[-1]
+
+    trainer.strategy.memory.draw_ahead = watched
     trainer.run()
     assert {sample["task"] for drawn in seen for sample in drawn} == {"task0"}
 

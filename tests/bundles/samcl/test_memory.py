@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from bundles.samcl.scripts import memory as memory_module
 from bundles.samcl.scripts.memory import ReservoirMemory
 from shared.errors import InputError
 
@@ -160,14 +161,14 @@ def test_pairs_on_disk_are_read_while_the_caller_goes_on(tmp_path, monkeypatch):
         memory.offer(sample(i), generator)
     expected = memory.draw(3, torch.Generator().manual_seed(1))
     reading, wanted = threading.Event(), threading.Event()
-    read = ReservoirMemory._read
+    read = memory_module.read_pair
 
     def slowly(path):
         reading.set()
         assert wanted.wait(30)
         return read(path)
 
-    monkeypatch.setattr(ReservoirMemory, "_read", staticmethod(slowly))
+    monkeypatch.setattr(memory_module, "read_pair", slowly)
     coming = memory.draw_ahead(3, torch.Generator().manual_seed(1))
     assert reading.wait(30)  # and nobody has asked for the pairs yet
     wanted.set()
