@@ -26,10 +26,7 @@ from shared.data.slices import label_on_image, predict_volume
 from shared.data.volumes import read_volume_label
 from shared.metrics.registration import dice_per_label
 
-SHAPES = {
-    "prostate": {"channels": 1, "classes": 2, "slices": 3},
-    "fundus": {"channels": 3, "classes": 3, "slices": 1},
-}
+SHAPES = {"prostate": {"channels": 1, "classes": 2, "slices": 3}, "fundus": {"channels": 3, "classes": 3, "slices": 1}}
 
 
 def batches(dataset: SliceDataset, size: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

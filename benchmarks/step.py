@@ -250,10 +250,7 @@ def measure(size: Sequence[int], classes: int, rounds: int) -> tuple[list[float]
         times: tuple[list[float], list[float]] = ([], [])
         for round_ in range(rounds + 1):
             sample = dataset[round_ % len(dataset)]
-            taken = (
-                seconds(lambda s=sample: reference.learn([s], [s])),
-                seconds(lambda s=sample: trainer.learn([s])),
-            )
+            taken = (seconds(lambda s=sample: reference.learn([s], [s])), seconds(lambda s=sample: trainer.learn([s])))
             if round_ > 0:
                 for kept, value in zip(times, taken, strict=True):
                     kept.append(value)

@@ -78,11 +78,7 @@ def run_bundle(
     with log.open("ab") as stream:
         earlier = stream.tell()
         process = subprocess.Popen(
-            _command(arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            _command(arguments), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, env=environment
         )
         try:
             usage = _wait(process, watch)

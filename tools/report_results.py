@@ -9,17 +9,7 @@ from html import escape
 from .report_chains import BEFORE, Chain, mean, number
 from .report_groups import Group
 from .report_tables import metrics_of, plain_table, tiles
-from .report_words import (
-    ABSENT,
-    MEASURES,
-    METRICS,
-    UNSIGNED,
-    Metric,
-    bytes_text,
-    count_text,
-    identifier,
-    seconds_text,
-)
+from .report_words import ABSENT, MEASURES, METRICS, UNSIGNED, Metric, bytes_text, count_text, identifier, seconds_text
 
 __all__ = ["final", "kept", "lead_metric", "learnt", "results", "single_lead", "terms"]
 

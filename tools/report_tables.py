@@ -60,10 +60,7 @@ def legend(groups: Sequence[Group], kind: str = "", only: Sequence[Group] = ()) 
 
 
 def plain_table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    numeric: bool = True,
-    best: Container[tuple[int, int]] = (),
+    head: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True, best: Container[tuple[int, int]] = ()
 ) -> str:
     """Return a table of HTML cells; the first of each row is its heading.
 

@@ -10,12 +10,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from ..errors import InputError, did_you_mean
 from .grid import Grid
-from .itk_files import (
-    read_itk_displacement,
-    read_itk_transform,
-    read_vector_nifti,
-    write_itk_displacement,
-)
+from .itk_files import read_itk_displacement, read_itk_transform, read_vector_nifti, write_itk_displacement
 from .itk_writers import write_itk_transform
 from .learn2reg import read_learn2reg, write_learn2reg
 from .niftyreg import is_niftyreg, read_niftyreg, read_niftyreg_affine, write_niftyreg, write_niftyreg_affine

@@ -18,12 +18,7 @@ from .images import affine4, grid_of_itk, itk_image, save_nifti, write_itk_image
 from .transform import Affine, Displacement, Transform
 from .vectors import field_in_voxels, vectors_in_mm
 
-__all__ = [
-    "read_itk_displacement",
-    "read_itk_transform",
-    "read_vector_nifti",
-    "write_itk_displacement",
-]
+__all__ = ["read_itk_displacement", "read_itk_transform", "read_vector_nifti", "write_itk_displacement"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _RAS_VECTORS = 1006  # the NIfTI intent "displacement", which ITK 5.3 and newer turn from RAS to LPS; 1007 they do not

@@ -182,12 +182,7 @@ class SAMCL(MER):
     """
 
     def __init__(
-        self,
-        memory: PairMemory,
-        rho: float = 0.05,
-        adaptive: bool = True,
-        beta: float = 0.25,
-        replay_ratio: int = 1,
+        self, memory: PairMemory, rho: float = 0.05, adaptive: bool = True, beta: float = 0.25, replay_ratio: int = 1
     ) -> None:
         super().__init__(memory, beta, replay_ratio)
         self.rho, self.adaptive = rho, adaptive

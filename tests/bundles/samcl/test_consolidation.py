@@ -52,9 +52,7 @@ def loss_gradient(trainer, samples) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    [EWC(samples=2), SI(), LwF(), GPM(samples=2), AGEM(ReservoirMemory(3))],
-    ids=lambda s: type(s).__name__,
+    "strategy", [EWC(samples=2), SI(), LwF(), GPM(samples=2), AGEM(ReservoirMemory(3))], ids=lambda s: type(s).__name__
 )
 def test_the_first_task_is_plain_training(tmp_path, strategy):
     plain, first = learnt(tmp_path / "plain", Sequential()), learnt(tmp_path / "first", strategy)

@@ -180,10 +180,7 @@ def test_a_network_in_evaluation_keeps_its_running_statistics(generator):
 def test_halves_hold_the_pool_once_and_half_of_either_batch(generator, current, replay):
     pool = (
         {"x": torch.arange(current), "site": ["now"] * current},
-        {
-            "x": torch.arange(100, 100 + replay),
-            "site": ["then"] * replay,
-        },
+        {"x": torch.arange(100, 100 + replay), "site": ["then"] * replay},
     )
     splits = set()
     for _ in range(20):

@@ -53,13 +53,7 @@ def items(site, split="train"):
 
 def segment(network, output_dir, size=SIZE, **options):
     return segment_files(
-        network,
-        SliceInferer(),
-        CPU,
-        Compose([LoadVolumed(size)]),
-        Compose([LabelOnImaged()]),
-        output_dir,
-        **options,
+        network, SliceInferer(), CPU, Compose([LoadVolumed(size)]), Compose([LabelOnImaged()]), output_dir, **options
     )
 
 

@@ -93,10 +93,7 @@ def test_the_record_names_loss_and_strategy(tmp_path):
 def test_the_segmenter_in_3d_trains_too(tmp_path):
     network = make_network(spatial_dims=3)
     trainer = make_trainer(
-        tmp_path,
-        network=network,
-        optimizer=torch.optim.Adam(network.parameters()),
-        dataset=TinySite(spatial_dims=3),
+        tmp_path, network=network, optimizer=torch.optim.Adam(network.parameters()), dataset=TinySite(spatial_dims=3)
     )
     before = weights(trainer)
     trainer.run()

@@ -12,14 +12,7 @@ from monai.transforms import CenterSpatialCrop, SpatialPad
 
 from shared.data.intensity import scale_percentiles
 from shared.data.resampling import resample
-from shared.data.slices import (
-    adjacent_slices,
-    label_on_image,
-    predict_volume,
-    slice_axis,
-    slice_grid,
-    slice_window,
-)
+from shared.data.slices import adjacent_slices, label_on_image, predict_volume, slice_axis, slice_grid, slice_window
 from shared.transform_io import Grid
 from tests.learn2reg_folder import affine, blobs
 

@@ -22,13 +22,7 @@ from shared.metrics import (
 
 NAN = math.nan
 # Three tasks, learnt in order; Dice.
-DICE = np.array(
-    [
-        [0.80, 0.40, 0.30],
-        [0.60, 0.70, 0.35],
-        [0.65, 0.50, 0.90],
-    ]
-)
+DICE = np.array([[0.80, 0.40, 0.30], [0.60, 0.70, 0.35], [0.65, 0.50, 0.90]])
 BASELINE = [0.30, 0.35, 0.40]
 ALONE = [0.82, 0.75, 0.88]
 

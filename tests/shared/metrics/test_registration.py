@@ -9,15 +9,7 @@ import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from shared.fields import identity
-from shared.metrics import (
-    assd_per_label,
-    dice_per_label,
-    fold_percent,
-    hd95_per_label,
-    round_trip_mm,
-    sdlogj,
-    tre_mm,
-)
+from shared.metrics import assd_per_label, dice_per_label, fold_percent, hd95_per_label, round_trip_mm, sdlogj, tre_mm
 
 
 def cubes(offset, size=(24, 20, 18), edge=6):
