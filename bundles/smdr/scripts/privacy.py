@@ -16,7 +16,7 @@ from .replay import INDEX
 
 __all__ = ["check_private", "foreign_files"]
 
-_WEIGHTS = {"model.pt", "model_previous.pt", "state.pt"}
+_WEIGHTS = {"model.pt", "model_previous.pt", "generator.pt", "state.pt"}
 _STATE_KEYS = {
     *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
     *("waited", "log", "average", "updates", "strategy", "strategy_name"),
