@@ -84,7 +84,7 @@ def test_a_2d_image_for_a_3d_model(refused, server, tmp_path, model):
 
 def test_an_option_is_text_and_never_an_expression(refused, tmp_path, model):
     code = f"$__import__('pathlib').Path('{tmp_path}/made').touch()"
-    refused(model, "found no atlas '$__import__", image="brain", atlases=code)
+    refused(model, f"found no atlas {code!r}", image="brain", atlases=code)
     assert not (tmp_path / "made").exists()
 
 
