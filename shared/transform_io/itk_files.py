@@ -15,12 +15,12 @@ from torch import Tensor
 from ..errors import InputError
 from .grid import Grid, lps, spatial
 from .images import affine4, grid_of_itk, itk_image, save_nifti, write_itk_image
+from .itk_readers import read_plain_transform
 from .transform import Affine, Displacement, Transform
 from .vectors import field_in_voxels, vectors_in_mm
 
 __all__ = ["read_itk_displacement", "read_itk_transform", "read_vector_nifti", "write_itk_displacement"]
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 _RAS_VECTORS = 1006  # the NIfTI intent "displacement", which ITK 5.3 and newer turn from RAS to LPS; 1007 they do not
 
 
@@ -39,13 +39,9 @@ def read_itk_transform(path: str | Path) -> Transform:
         InputError: not a transform file, or one with a part of another kind.
     """
     path = Path(path)
-    with path.open("rb") as stream:
-        start = stream.read(1 << 16)
-    if path.suffix.lower() in (".h5", ".hdf5") and not start.startswith(_HDF5):
-        # ITK's HDF5 library would print a page of its own.
-        raise InputError(f"{path}: not readable as a transform; expected an HDF5 file written by ITK")
-    if b"MatrixOffsetTransformBase" in start:
-        return Transform((_plain_affine(path),))
+    plain = read_plain_transform(path)
+    if plain is not None:
+        return plain
     import itk
 
     try:
@@ -62,30 +58,6 @@ def read_itk_transform(path: str | Path) -> Transform:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:160] if lines else type(error).__name__
-
-
-def _plain_affine(path: Path) -> Affine:
-    """Read the base class of all linear transforms, which older ANTs writes and ITK's own reader does not know."""
-    from scipy.io import loadmat
-
-    values: dict[str, list[float]] = {}
-    try:
-        if path.suffix.lower() == ".mat":
-            values = {key: np.ravel(value).tolist() for key, value in loadmat(path).items() if key[:2] != "__"}
-        else:
-            for line in path.read_text().splitlines():
-                key, _, text = line.partition(":")
-                if key in ("Parameters", "FixedParameters"):
-                    values["fixed" if key == "FixedParameters" else key] = [float(v) for v in text.split()]
-        centre = np.array(values.pop("fixed"))
-        d = len(centre)
-        (parameters,) = values.values()
-        matrix = np.eye(d + 1)
-        matrix[:d, :d] = np.reshape(parameters[: d * d], (d, d))
-        matrix[:d, d] = np.array(parameters[d * d :]) + centre - matrix[:d, :d] @ centre
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path}: not readable as a transform ({error}); expected one affine in it") from error
-    return _affine_from_lps(matrix)
 
 
 def _parts(path: Path, transform: Any) -> list[Affine | Displacement]:
