@@ -13,7 +13,8 @@ from .case_evaluation import CaseEvaluator, format_table, label_scores, summaris
 from .data.corruption import CorruptedPairs
 from .data.images import read_label, read_points
 from .data.learn2reg import by_task
-from .data.pairs import PairDataset, Sample, label_file, stack_pairs
+from .data.pair_entries import label_file
+from .data.pairs import PairDataset, Sample, stack_pairs
 from .data.pooled import PooledPairs
 from .fields import compose
 from .metrics import fold_percent, round_trip_mm, sdlogj, tre_mm
@@ -77,10 +78,7 @@ def score_pair(
 
 def validation_title(training: PairDataset | PooledPairs, validation: PairDataset) -> str:
     """Return the heading of a table after training: says whether the scored images were trained on."""
-    trained, scored = (
-        {pair[f"{side}_image"] for pair in dataset.pairs for side in ("fixed", "moving")}
-        for dataset in (training, validation)
-    )
+    trained, scored = training.images, validation.images
     seen = (
         f"{len(trained & scored)} of {len(scored)} images were trained on" if trained & scored else "never trained on"
     )

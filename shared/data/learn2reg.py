@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError, did_you_mean
 from ..files import read_json
+from .item_pairs import ItemPairs
 
 __all__ = ["find_task", "known_tasks", "label_names", "pairs_of_items", "read_pairs"]
 
@@ -225,12 +226,14 @@ def read_pairs(dataset_dir: str | Path, task: str, split: str = "train", with_se
     return pairs
 
 
-def pairs_of_items(data: Sequence[Mapping[str, Any]], task: str = "images") -> list[Pair]:
-    """Return pairs as they are, or all ordered pairs of a plain list of ``{image, label}`` items.
+def pairs_of_items(data: Sequence[Mapping[str, Any]], task: str = "images") -> Sequence[Pair]:
+    """Return pairs as they are, or all ordered pairs of a plain list of ``{image, label}`` items, made one by one.
 
     Raises:
         InputError: an empty list, a single image, or entries of neither kind.
     """
+    if isinstance(data, ItemPairs):
+        return data
     entries = [dict(entry) for entry in data]
     if entries and all({"fixed_image", "moving_image"} <= set(e) for e in entries):
         return entries
@@ -238,12 +241,7 @@ def pairs_of_items(data: Sequence[Mapping[str, Any]], task: str = "images") -> l
         raise InputError("found a data list without pairs or images, expected {image, label} items or pairs")
     if len(entries) < 2:
         raise InputError(f"{entries[0]['image']}: found a single image, expected at least two to make a pair")
-    pairs = []
-    for fixed, moving in itertools.permutations(entries, 2):
-        sides = (("fixed", fixed), ("moving", moving))
-        files = {f"{s}_{k}": str(e[k]) for s, e in sides for k in ("image", "label", "mask", "points") if e.get(k)}
-        pairs.append({**files, "fixed_modality": "auto", "moving_modality": "auto", "task": task})
-    return pairs
+    return ItemPairs(entries, task)
 
 
 def task_of(pair: Mapping[str, Any]) -> str:
@@ -251,12 +249,14 @@ def task_of(pair: Mapping[str, Any]) -> str:
     return str(pair.get("task", "images"))
 
 
-def by_task(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+def by_task(pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
     """Return the pairs of each task, tasks and pairs in order of appearance."""
+    if isinstance(pairs, ItemPairs):
+        return {pairs.task: pairs}
     tasks: dict[str, list[Pair]] = {}
     for pair in pairs:
         tasks.setdefault(task_of(pair), []).append(pair)
-    return tasks
+    return dict(tasks)
 
 
 def label_names(dataset_dir: str | Path, task: str) -> dict[int, str]:

@@ -20,11 +20,13 @@ from ..transform_io import Grid, affine_ddf, network_grid, points_to_grid
 from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
 from .intensity import find_ct_window, looks_like_ct, normalise
+from .item_pairs import ItemPairs, images_of
 from .kept import SHARE, KeptItems
 from .learn2reg import by_task, pairs_of_items, task_of
+from .pair_entries import ItemEntries, ListedEntries
 from .resampling import anti_alias
 
-__all__ = ["PairDataset", "Sample", "form_pairs", "label_file", "prepare_item", "stack_pairs"]
+__all__ = ["PairDataset", "Sample", "form_pairs", "prepare_item", "stack_pairs"]
 
 Sample = dict[str, Any]
 # Of the smaller image's extent, along each axis: what a pair of a plain list must have in common.
@@ -36,13 +38,7 @@ def stack_pairs(samples: Sequence[Sample]) -> Tensor:
     return torch.stack([torch.cat([s["moving_image"], s["fixed_image"]]) for s in samples])
 
 
-def label_file(pair: Mapping[str, Any], side: str) -> str | None:
-    """Return a side's label map; its mask where neither side has a label, so that like is compared with like."""
-    role = "label" if pair.get("fixed_label") or pair.get("moving_label") else "mask"
-    return pair.get(f"{side}_{role}") or None
-
-
-def form_pairs(data: Sequence[Mapping[str, Any]], spatial_dims: int = 3) -> list[dict[str, Any]]:
+def form_pairs(data: Sequence[Mapping[str, Any]], spatial_dims: int = 3) -> Sequence[dict[str, Any]]:
     """Return pairs as they are; of a plain list of ``{image, label}``, all ordered pairs that share a place.
 
     Images of different patients may lie anywhere in the world: pairs are left out, with a warning, whose boxes have in
@@ -52,20 +48,19 @@ def form_pairs(data: Sequence[Mapping[str, Any]], spatial_dims: int = 3) -> list
         data: pairs or items.
         spatial_dims: of the images.
 
+    Returns:
+        a list, or :class:`~shared.data.item_pairs.ItemPairs`, which makes them one by one.
+
     Raises:
         InputError: as :func:`~shared.data.learn2reg.pairs_of_items`, an unusable image, or no pair that meets.
     """
     pairs = pairs_of_items(data)
-    if "fixed_image" in data[0]:
+    if not isinstance(pairs, ItemPairs) or pairs is data:
         return pairs
-    grids = {str(item["image"]): read_grid(item["image"], spatial_dims) for item in data}
-
-    def meet(pair: Mapping[str, Any]) -> bool:
-        (low, high), (start, end) = (grids[pair[f"{side}_image"]].box() for side in ("fixed", "moving"))
-        common = np.minimum(high, end) - np.maximum(low, start)
-        return bool((common >= SMALLEST_OVERLAP * np.minimum(high - low, end - start)).all())
-
-    kept = [pair for pair in pairs if meet(pair)]
+    grids = {item["image"]: read_grid(item["image"], spatial_dims) for item in pairs.items}
+    boxes = {image: grid.box() for image, grid in grids.items()}
+    low, high = (np.array([boxes[item["image"]][end] for item in pairs.items]) for end in (0, 1))
+    kept = pairs.meeting(low, high, SMALLEST_OVERLAP)
     if not kept:
         first, second = list(grids)[:2]
         raise InputError(
@@ -169,13 +164,16 @@ class PairDataset(Dataset):
         }
         self._headers: dict[str, Grid] = {}
         self._network_grids: dict[str, Grid] = {}
-        self._entries: dict[tuple, int] = {}
-        entries: list[dict[str, Any]] = []
-        self._index = [tuple(self._entry(pair, side, entries) for side in ("fixed", "moving")) for pair in self.pairs]
+        self._entries = self._find_entries()
         voxel_bytes = 4 + 1 + 2  # image, mask, label
         self._items = KeptItems(
-            entries, prepare_item, voxel_bytes * math.prod(self.size), cache_num, cache_share, progress
+            self._entries, prepare_item, voxel_bytes * math.prod(self.size), cache_num, cache_share, progress
         )
+
+    @property
+    def images(self) -> set[str]:
+        """The image files of all pairs."""
+        return images_of(self.pairs)
 
     @property
     def unread(self) -> int:
@@ -207,26 +205,20 @@ class PairDataset(Dataset):
             self._network_grids[fixed_image] = network_grid(self._grid(fixed_image), self.size, self.spacing_mm)
         return self._network_grids[fixed_image]
 
-    def _entry(self, pair: Mapping[str, Any], side: str, entries: list[dict[str, Any]]) -> int:
-        """Register one side of a pair for reading; the same image on the same grid is read once."""
-        grid = self._network_grid(pair["fixed_image"])
-        label = label_file(pair, side) if self.mask_as_label else pair.get(f"{side}_label")
-        files = {"image": pair[f"{side}_image"], "label": label, "mask": pair.get(f"{side}_mask")}
-        self._grid(files["image"])
-        window = self.ct_windows[task_of(pair)]
-        key = (*files.values(), grid.key, str(window))
-        if key not in self._entries:
-            self._entries[key] = len(entries)
-            modality = pair.get(f"{side}_modality", "auto")
-            entries.append({**files, "grid": grid, "modality": modality, "ct_window": window})
-        return self._entries[key]
+    def _find_entries(self) -> ListedEntries | ItemEntries:
+        for image in sorted(self.images):
+            self._grid(image)
+        if isinstance(self.pairs, ItemPairs):
+            window = self.ct_windows[self.pairs.task]
+            return ItemEntries(self.pairs, self._network_grid, window, self.mask_as_label)
+        return ListedEntries(self.pairs, self._network_grid, self.ct_windows, self.mask_as_label)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        fixed, moving = (self._items[i] for i in self._index[index])
+        fixed, moving = (self._items[number] for number in self._entries.sides(index))
         grids = {side: self._grid(pair[f"{side}_image"]) for side in ("fixed", "moving")}
         grids["network"] = self._network_grid(pair["fixed_image"])
         if not bool(moving["mask"].any()):
@@ -249,8 +241,9 @@ class PairDataset(Dataset):
         return sample
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the samples: options, and a digest of the pairs' file names."""
-        names = [[f"{k}={Path(str(pair[k])).name}" for k in sorted(pair)] for pair in self.pairs]
+        """Return what decides the samples: options, and a digest of the file names of the pairs, or of a plain list."""
+        listed = self.pairs.items if isinstance(self.pairs, ItemPairs) else self.pairs
+        names = [[f"{k}={Path(str(entry[k])).name}" for k in sorted(entry)] for entry in listed]
         windows = {task: str(window) for task, window in self.ct_windows.items()}
         return {
             "pairs": len(self.pairs),

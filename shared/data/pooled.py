@@ -76,6 +76,11 @@ class PooledPairs(_Pooled):
         """Every task's pairs, once."""
         return [pair for dataset in self.datasets for pair in dataset.pairs]
 
+    @property
+    def images(self) -> set[str]:
+        """The image files of all tasks' pairs."""
+        return set().union(*(dataset.images for dataset in self.datasets))
+
 
 class PooledSlices(_Pooled):
     """Slices of several sites, each with the same share: ``SliceDataset`` objects, in turn."""

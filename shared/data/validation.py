@@ -24,6 +24,7 @@ class NoCases(Dataset):
         self.reason = reason
         self.pairs: list[dict[str, Any]] = []
         self.items: list[dict[str, Any]] = []
+        self.images: set[str] = set()
 
     def __len__(self) -> int:
         return 0
