@@ -18,19 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .sliding_triton import _along, _load_each, _plus, _plus_each
+
 __all__ = ["local_ncc"]
 
 BLOCK, WARPS = 256, 8  # a thread a lane: with two, the sums of a row take most of the registers
 # Rows or planes that one program slides over; the first window of a program is summed anew.
 STRETCH = 32
-
-
-@triton.jit
-def _plus(total, rest, value):
-    """Add to a sum; what that rounds away goes to the rest."""
-    new = total + value
-    part = new - total
-    return new, rest + ((total - (new - part)) + (value - part))
 
 
 @triton.jit
@@ -74,11 +68,9 @@ def _moments(
     for step in range(tl.minimum(STRETCH, H - first) + 2 * RADIUS):
         row = first + (step - RADIUS)
         a, b, c, d, e = _row_moments(x, y, shift_x, shift_y, row, col, width, H, W, RADIUS)
-        x1, rx1 = _plus(x1, rx1, a)
-        y1, ry1 = _plus(y1, ry1, b)
-        x2, rx2 = _plus(x2, rx2, c)
-        y2, ry2 = _plus(y2, ry2, d)
-        xy, rxy = _plus(xy, rxy, e)
+        x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy = _plus_each(
+            x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy, a, b, c, d, e
+        )
         centre = row - RADIUS
         if step >= 2 * RADIUS:
             to = out + centre * W
@@ -88,11 +80,9 @@ def _moments(
             tl.store(to + 3 * count, y2 + ry2, within)
             tl.store(to + 4 * count, xy + rxy, within)
             a, b, c, d, e = _row_moments(x, y, shift_x, shift_y, centre - RADIUS, col, width, H, W, RADIUS)
-            x1, rx1 = _plus(x1, rx1, -a)
-            y1, ry1 = _plus(y1, ry1, -b)
-            x2, rx2 = _plus(x2, rx2, -c)
-            y2, ry2 = _plus(y2, ry2, -d)
-            xy, rxy = _plus(xy, rxy, -e)
+            x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy = _plus_each(
+                x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy, -a, -b, -c, -d, -e
+            )
 
 
 @triton.jit
@@ -128,12 +118,6 @@ def _plane_sums(x, out, planes, H, W, RADIUS: tl.constexpr, STRETCH: tl.constexp
 
 
 @triton.jit
-def _along(at, size, RADIUS: tl.constexpr):
-    """Return how many voxels of the window about ``at`` lie in an axis."""
-    return tl.minimum(at + RADIUS, size - 1) - tl.maximum(at - RADIUS, 0) + 1
-
-
-@triton.jit
 def _variance(power, total, mean, FLAT: tl.constexpr):
     """Return the sum of squares about the mean, 0 where it is nothing but rounding, and whether it is more."""
     variance = power - total * mean
@@ -148,6 +132,24 @@ def _central(x1, y1, x2, y2, xy, voxels, FLAT: tl.constexpr):
     var_x, varies_x = _variance(x2, x1, mean_x, FLAT)
     var_y, varies_y = _variance(y2, y1, mean_y, FLAT)
     return mean_x, mean_y, var_x, var_y, tl.where(varies_x & varies_y, xy - x1 * mean_y, 0.0)
+
+
+@triton.jit
+def _store_maps(
+    to, count, within, on_cross, ratio, mean_x, mean_y, var_x, var_y, TO_X: tl.constexpr, TO_Y: tl.constexpr
+):
+    """Store what the gradients to the images that are asked for are sums of."""
+    if TO_X or TO_Y:
+        tl.store(to, on_cross, within)
+    if TO_X:
+        on_var_x = on_cross * ratio * var_y
+        tl.store(to + count, on_var_x, within)
+        tl.store(to + 2 * count, on_cross * mean_y - on_var_x * mean_x, within)
+    if TO_Y:
+        on_var_y = on_cross * ratio * var_x
+        place = to + (2 * count if TO_X else 0)
+        tl.store(place + count, on_var_y, within)
+        tl.store(place + 2 * count, on_cross * mean_x - on_var_y * mean_y, within)
 
 
 @triton.jit
@@ -170,11 +172,10 @@ def _correlate(
         plane = first + (step - RADIUS)
         mask = at < tl.where((plane >= 0) & (plane < D), H * W, 0)
         come = sums + (image * D + plane) * H * W + at
-        x1, rx1 = _plus(x1, rx1, tl.load(come, mask, 0.0))
-        y1, ry1 = _plus(y1, ry1, tl.load(come + count, mask, 0.0))
-        x2, rx2 = _plus(x2, rx2, tl.load(come + 2 * count, mask, 0.0))
-        y2, ry2 = _plus(y2, ry2, tl.load(come + 3 * count, mask, 0.0))
-        xy, rxy = _plus(xy, rxy, tl.load(come + 4 * count, mask, 0.0))
+        a, b, c, d, e = _load_each(come, count, mask)
+        x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy = _plus_each(
+            x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy, a, b, c, d, e
+        )
         centre = plane - RADIUS
         if step >= 2 * RADIUS:
             voxels = tl.maximum(in_plane * _along(centre, D, RADIUS), 1).to(x1.dtype)
@@ -184,25 +185,13 @@ def _correlate(
             ratio = cross / (var_x * var_y + EPS)
             w = tl.load(weight + (centre * H * W + at) * weight_v, within, 0.0)
             value += tl.where(within, cross * ratio * w, 0.0)
-            on_cross = 2.0 * w * ratio
             to = out + (image * D + centre) * H * W + at
-            if TO_X or TO_Y:
-                tl.store(to, on_cross, within)
-            if TO_X:
-                on_var_x = on_cross * ratio * var_y
-                tl.store(to + count, on_var_x, within)
-                tl.store(to + 2 * count, on_cross * mean_y - on_var_x * mean_x, within)
-            if TO_Y:
-                on_var_y = on_cross * ratio * var_x
-                place = to + (2 * count if TO_X else 0)
-                tl.store(place + count, on_var_y, within)
-                tl.store(place + 2 * count, on_cross * mean_x - on_var_y * mean_y, within)
+            _store_maps(to, count, within, 2.0 * w * ratio, ratio, mean_x, mean_y, var_x, var_y, TO_X, TO_Y)
             left, mask = come - 2 * RADIUS * H * W, at < tl.where(centre >= RADIUS, H * W, 0)
-            x1, rx1 = _plus(x1, rx1, -tl.load(left, mask, 0.0))
-            y1, ry1 = _plus(y1, ry1, -tl.load(left + count, mask, 0.0))
-            x2, rx2 = _plus(x2, rx2, -tl.load(left + 2 * count, mask, 0.0))
-            y2, ry2 = _plus(y2, ry2, -tl.load(left + 3 * count, mask, 0.0))
-            xy, rxy = _plus(xy, rxy, -tl.load(left + 4 * count, mask, 0.0))
+            a, b, c, d, e = _load_each(left, count, mask)
+            x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy = _plus_each(
+                x1, y1, x2, y2, xy, rx1, ry1, rx2, ry2, rxy, -a, -b, -c, -d, -e
+            )
     tl.store(values + pid, tl.sum(value, 0))
 
 
