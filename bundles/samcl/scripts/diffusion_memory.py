@@ -19,7 +19,7 @@ from shared.run_directory import RunDirectory
 
 from .memory import TaskHooks
 from .pair_code import PairCode
-from .pair_files import compact, pair_file, read_pair, restore, write_pair
+from .pair_files import compact, delete_pairs, pair_file, read_pair, restore, write_pair
 from .pair_generator import PairGenerator
 
 __all__ = ["DiffusionMemory"]
@@ -184,10 +184,6 @@ class DiffusionMemory(TaskHooks):
 
     def prune(self) -> None:
         """Delete the files of pairs that are no longer kept."""
-        if self.folder is not None and self.folder.is_dir():
-            numbers = {n for pairs in self._pairs.values() for n, _ in pairs}
-            kept = {pair_file(self.folder, n).name for n in numbers}
-            for path in self.folder.glob("pair_*.npz"):
-                if path.name not in kept:
-                    path.unlink()
-            self._written &= numbers
+        numbers = {n for pairs in self._pairs.values() for n, _ in pairs}
+        delete_pairs(self.folder, numbers)
+        self._written &= numbers

@@ -13,7 +13,7 @@ from torch import Tensor
 from shared.data.pairs import Sample
 from shared.errors import InputError
 
-from .pair_files import compact, pair_file, read_pair, restore, write_pair
+from .pair_files import compact, delete_pairs, pair_file, read_pair, restore, write_pair
 
 __all__ = ["ReservoirMemory", "TaskHooks"]
 
@@ -149,12 +149,9 @@ class ReservoirMemory(TaskHooks):
 
     def prune(self) -> None:
         """Delete the files of pairs that are no longer kept."""
-        if self.folder is not None and self.folder.is_dir():
-            kept = {_file(self.folder, n).name for n, _ in self._slots}
-            for path in self.folder.glob("*.npz"):
-                if path.name not in kept:
-                    path.unlink()
-            self._written &= {n for n, _ in self._slots}
+        numbers = {n for n, _ in self._slots}
+        delete_pairs(self.folder, numbers)
+        self._written &= numbers
 
     def load(self, folder: str | Path, index: dict[str, Any], keep_folder: bool = True) -> None:
         """Take up the index of :meth:`save`.

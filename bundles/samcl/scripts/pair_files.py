@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from shared.data.pairs import Sample
 from shared.errors import InputError
 from shared.files import atomic_write
 
-__all__ = ["compact", "pair_file", "read_pair", "restore", "write_pair"]
+__all__ = ["compact", "delete_pairs", "pair_file", "read_pair", "restore", "write_pair"]
 
 _KEPT = ("fixed_image", "moving_image", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 _POINTS = ("fixed_points", "moving_points")
@@ -45,6 +46,16 @@ def restore(sample: Sample) -> Sample:
 def pair_file(folder: Path, number: int) -> Path:
     """Return the file of a pair."""
     return folder / f"pair_{number:07d}.npz"
+
+
+def delete_pairs(folder: Path | None, kept: Iterable[int]) -> None:
+    """Delete the files of all pairs but those of the numbers ``kept``; a folder that is not there yet holds none."""
+    if folder is None or not folder.is_dir():
+        return
+    names = {pair_file(folder, number).name for number in kept}
+    for path in folder.glob("pair_*.npz"):
+        if path.name not in names:
+            path.unlink()
 
 
 def write_pair(path: Path, sample: Sample) -> None:
