@@ -18,7 +18,7 @@ from .evaluation import predict, score_pair
 from .files import save_json, writable_dir
 from .plots import pair_figure
 from .register import NetworkField, register, summary
-from .transform_io import to_native, write_itk_displacement, write_nifti
+from .transform_io import Grid, to_native, write_itk_displacement, write_nifti
 from .warp import warp
 
 __all__ = ["register_files"]
@@ -94,25 +94,53 @@ def register_files(
     Raises:
         InputError: unusable files, images that do not overlap, or only one image given.
     """
-    if (fixed_image is None) != (moving_image is None):
-        raise InputError("found only one of fixed_image and moving_image, expected both or none")
-    if fixed_image is None:
-        if sample_from is None:
-            raise InputError("found neither fixed_image nor moving_image, expected both")
-        pair = load_pairs(*sample_from, "val")[0]
-    else:
-        files = {"fixed_label": fixed_label, "moving_label": moving_label}
-        pair = {"fixed_image": str(fixed_image), "moving_image": str(moving_image), "task": "images"}
-        pair.update({k: str(v) for k, v in files.items() if v})
+    pair = _pair((fixed_image, moving_image), (fixed_label, moving_label), sample_from)
     if optimise or init != "none":
         field = NetworkField(lambda images: _field(network, inferer, images), spatial_size, spacing_mm, ct_window)
         return _go_on(field, pair, output_dir, optimise, init, device)
     sample = PairDataset([pair], spatial_size, spacing_mm, ct_window)[0]
     folder = writable_dir(output_dir)
     fields = predict(network, inferer, sample, device)
-    ddf = fields["ddf"]
-    fixed, moving = sample["grids"]["fixed"], sample["grids"]["moving"]
-    fixed_ddf, total = to_native(ddf, sample["grids"]["network"], fixed, moving)
+    grids = sample["grids"]
+    native = to_native(fields["ddf"], grids["network"], grids["fixed"], grids["moving"])
+    _write_images(folder, pair, native, grids["fixed"], grids["moving"])
+    scores = score_pair(sample, fields["ddf"], native, fields.get("inv_ddf"))
+    save_json(folder / "metrics.json", {"pair": {k: str(v) for k, v in pair.items()}, "scores": scores})
+    pair_figure(sample, fields["ddf"], folder / "registration.png", title=Path(pair["moving_image"]).name)
+    print(f"{Path(pair['moving_image']).name} registered to {Path(pair['fixed_image']).name}: written to {folder}")
+    print(", ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
+    return scores
+
+
+def _pair(
+    images: tuple[str | Path | None, str | Path | None],
+    labels: tuple[str | Path | None, str | Path | None],
+    sample_from: tuple[str | Path, str | Sequence[str]] | None,
+) -> dict[str, Any]:
+    """Return the pair that is asked for: of a fixed and a moving file, or the first for validation of a task."""
+    if (images[0] is None) != (images[1] is None):
+        raise InputError("found only one of fixed_image and moving_image, expected both or none")
+    if images[0] is None:
+        if sample_from is None:
+            raise InputError("found neither fixed_image nor moving_image, expected both")
+        return load_pairs(*sample_from, "val")[0]
+    pair = {"fixed_image": str(images[0]), "moving_image": str(images[1]), "task": "images"}
+    return pair | {f"{side}_label": str(v) for side, v in zip(("fixed", "moving"), labels, strict=True) if v}
+
+
+def _write_images(
+    folder: Path, pair: Mapping[str, Any], native: tuple[Tensor, Tensor], fixed: Grid, moving: Grid
+) -> None:
+    """Write the warped image, the warped label map where there is one, and the displacement.
+
+    Args:
+        folder: where.
+        pair: its files.
+        native: what :func:`~shared.transform_io.to_native` returns.
+        fixed: grid of the fixed image.
+        moving: grid of the moving image.
+    """
+    fixed_ddf, total = native
     voxels, _ = read_image(pair["moving_image"], len(fixed.shape))
     # Outside the moving image lies its darkest value: in CT that is air, where a plain 0 would be water.
     floor = voxels.min()
@@ -123,9 +151,3 @@ def register_files(
         kind = np.uint8 if int(label.max()) <= np.iinfo(np.uint8).max else np.int16
         write_nifti(folder / "warped_label.nii.gz", warped_label.astype(kind), fixed)
     write_itk_displacement(folder / "displacement.nii.gz", fixed_ddf, fixed)
-    scores = score_pair(sample, ddf, (fixed_ddf, total), fields.get("inv_ddf"))
-    save_json(folder / "metrics.json", {"pair": {k: str(v) for k, v in pair.items()}, "scores": scores})
-    pair_figure(sample, ddf, folder / "registration.png", title=Path(pair["moving_image"]).name)
-    print(f"{Path(pair['moving_image']).name} registered to {Path(pair['fixed_image']).name}: written to {folder}")
-    print(", ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
-    return scores

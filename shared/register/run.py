@@ -45,6 +45,27 @@ def _settings(motion: str, modality: str, steps: int | None, limit: float | None
     )
 
 
+def _check_guide(guide: str, labels: tuple[Any, Any], points: tuple[Any, Any]) -> None:
+    """Raise InputError unless the guide is known and the files that it takes are there, of the fixed and the moving."""
+    if guide not in GUIDES:
+        raise InputError(f"found guide {guide!r}{did_you_mean(guide, GUIDES)}, expected one of {', '.join(GUIDES)}")
+    for word, role, both in (("labels", "label", labels), ("points", "points", points)):
+        if word in _GUIDING[guide] and None in both:
+            raise InputError(
+                f"found guide {guide!r} without both {word}, expected --fixed_{role} and --moving_{role} as well"
+            )
+
+
+def _read(fixed: Files, moving: Files, memory_gb: float | None) -> tuple[Pair, Pair, list[str], float]:
+    """Return the pair, the one to search on, which fits into the memory, messages, and the seconds of reading."""
+    began = time.monotonic()
+    pair = read_pair(fixed, moving)
+    seconds = round(time.monotonic() - began, 2)
+    thin, message = check_memory(pair, memory_gb)
+    small = Pair(thinned(pair.fixed, thin), thinned(pair.moving, thin))
+    return pair, small, [*pair.messages(), *([message] if message else [])], seconds
+
+
 def register(
     fixed: str | Path,
     moving: str | Path,
@@ -108,32 +129,19 @@ def register(
     Raises:
         InputError: files or options that cannot be used.
     """
-    if guide not in GUIDES:
-        raise InputError(f"found guide {guide!r}{did_you_mean(guide, GUIDES)}, expected one of {', '.join(GUIDES)}")
-    for word, role, both in (
-        ("labels", "label", (fixed_label, moving_label)),
-        ("points", "points", (fixed_points, moving_points)),
-    ):
-        if word in _GUIDING[guide] and None in both:
-            raise InputError(
-                f"found guide {guide!r} without both {word}, expected --fixed_{role} and --moving_{role} as well"
-            )
+    _check_guide(guide, (fixed_label, moving_label), (fixed_points, moving_points))
     settings = _settings(motion, modality, optimise, time_limit, init)
     folder = writable_dir(out)
-    began = time.monotonic()
-    pair = read_pair(
+    pair, small, messages, seconds = _read(
         Files(fixed, fixed_label, fixed_mask, fixed_points, frames[0]),
         Files(moving, moving_label, moving_mask, moving_points, frames[1]),
+        memory_gb,
     )
-    reading = round(time.monotonic() - began, 2)
-    thin, message = check_memory(pair, memory_gb)
-    messages = [*pair.messages(), *([message] if message else [])]
     for message in messages:
         say(message)
-    small = Pair(thinned(pair.fixed, thin), thinned(pair.moving, thin))
     found = search(small, init, settings, frozenset(_GUIDING[guide]), network, device, say, progress)
     found.messages[:0] = messages
-    found.seconds = {"reading": reading, **found.seconds}
+    found.seconds = {"reading": seconds, **found.seconds}
     options = {
         "init": str(init),
         "motion": motion,

@@ -72,10 +72,7 @@ def make_replay(
             hardly any sample is fit.
     """
     folder, keep = writable_dir(folder), keep or SampleFilter()
-    generator.number(site)
-    statistics = generator.sites[site]
-    if "area" not in statistics:
-        raise InputError(f"found no statistics of site {site!r} in the generator, expected those of its training run")
+    _check_site(generator, site)
     settings: dict[str, Any] = {
         "site": site,
         "generator": hash_of_weights(generator.state_dict()),
@@ -88,20 +85,33 @@ def make_replay(
         "exclude": sorted(exclude),
     }
     with sole_owner(folder, "sampling"):
-        index = _begin(folder, settings)
-        done = len(index["samples"])
-        with tqdm(total=count, initial=done, desc=f"replay of {site}", unit="image", dynamic_ncols=True) as bar:
-            while not index["complete"]:
-                if index["drawn"] >= patience * count:
-                    raise InputError(
-                        f"{folder}: found {len(index['samples'])} fit samples of {site!r} among {index['drawn']} "
-                        f"({_in_words(index['dropped'])}), expected {count}: train generator or segmenter longer, or "
-                        "lower min_confidence"
-                    )
-                _draw_batch(generator, folder, index, labels, keep)
-                bar.update(len(index["samples"]) - bar.n)
-                bar.set_postfix(drawn=index["drawn"])
+        _fill(generator, folder, _begin(folder, settings), labels, keep, patience)
     return folder / INDEX
+
+
+def _check_site(generator: SiteDiffusion, site: str) -> None:
+    """Raise InputError unless the generator knows the site, with its statistics."""
+    generator.number(site)
+    if "area" not in generator.sites[site]:
+        raise InputError(f"found no statistics of site {site!r} in the generator, expected those of its training run")
+
+
+def _fill(
+    generator: SiteDiffusion, folder: Path, index: dict[str, Any], labels: Labeller, keep: SampleFilter, patience: int
+) -> None:
+    """Draw batches until the set is complete; raise InputError where hardly any sample is fit."""
+    site, count, done = index["settings"]["site"], index["settings"]["count"], len(index["samples"])
+    with tqdm(total=count, initial=done, desc=f"replay of {site}", unit="image", dynamic_ncols=True) as bar:
+        while not index["complete"]:
+            if index["drawn"] >= patience * count:
+                raise InputError(
+                    f"{folder}: found {len(index['samples'])} fit samples of {site!r} among {index['drawn']} "
+                    f"({_in_words(index['dropped'])}), expected {count}: train generator or segmenter longer, or "
+                    "lower min_confidence"
+                )
+            _draw_batch(generator, folder, index, labels, keep)
+            bar.update(len(index["samples"]) - bar.n)
+            bar.set_postfix(drawn=index["drawn"])
 
 
 def _in_words(dropped: dict[str, int]) -> str:
