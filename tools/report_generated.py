@@ -55,7 +55,10 @@ def generated(groups: Sequence[Group]) -> str:
         table = plain_table(head, [_row(chain, stage, entry) for stage, entry in found.items()])
         sheets = {stage: chain.folder / stage / "replay_sheet.png" for stage in found}
         panels = [
-            (chain.label(chain.learns(stage)[0]), embedded(path, f"generated images, {stage}"))
+            (
+                chain.label(chain.learns(stage)[0]),
+                f'<div class="film">{embedded(path, f"generated images, {stage}")}</div>',
+            )
             for stage, path in sheets.items()
             if path.is_file()
         ]

@@ -15,7 +15,7 @@ import torch
 
 from shared.data.sites import write_sites
 from shared.files import load_tensors
-from tests.tools.report_page import Page
+from tests.tools.report_page import Page, browser, measured
 from tools.results import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,3 +142,11 @@ def test_kills_at_random_moments_change_no_bit(data, whole, tmp_path):
     result = call(data, out)
     assert result.returncode == 0, result.stderr[-3000:]
     same_results(whole, out)
+
+
+@pytest.mark.skipif(browser() is None, reason="needs Chromium or Chrome")
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_the_sheets_of_generated_images_fit_the_page(whole, width):
+    sizes = "[innerWidth, document.documentElement.scrollWidth, document.querySelectorAll('.film img').length > 2]"
+    assert measured(whole / "report.html", width, sizes) == f"{width},{width},true"
