@@ -68,7 +68,7 @@ def check_label(image: str, file: Path) -> None:
         raise HTTPException(
             400,
             f"label of image '{image}': found a {suffix} file that cannot be read as an image, expected a NIfTI, NRRD "
-            "or MHA label map; it is not stored",
+            "or MHA label map of one layer; it is not stored",
         ) from error
     if not labelled:
         size = " x ".join(map(str, voxels.shape))

@@ -151,8 +151,18 @@ def test_a_file_that_cannot_be_read_is_refused(store, tmp_path, suffix, share):
     file.write_bytes(content[: int(share * len(content))] if share else b"no image")
     assert refusal(store, file) == (
         f"label of image 'case': found a {suffix} file that cannot be read as an image, expected a NIfTI, NRRD or MHA "
-        "label map; it is not stored"
+        "label map of one layer; it is not stored"
     )
+
+
+def test_a_label_map_in_layers_is_refused(store, tmp_path):
+    """As 3D Slicer writes overlapping segments; no bundle here could learn from it."""
+    header = "NRRD0004\ntype: uint8\ndimension: 4\nspace: left-posterior-superior\nsizes: 2 3 3 3\nencoding: raw\n"
+    header += (
+        "space directions: none (1,0,0) (0,1,0) (0,0,1)\nkinds: list domain domain domain\nspace origin: (0,0,0)\n\n"
+    )
+    (tmp_path / "label.seg.nrrd").write_bytes(header.encode() + b"\1" * 54)
+    assert "expected a NIfTI, NRRD or MHA label map of one layer" in refusal(store, tmp_path / "label.seg.nrrd")
 
 
 def test_a_label_on_skewed_axes_is_kept(store, tmp_path):
