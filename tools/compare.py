@@ -66,7 +66,7 @@ def matched(plan: Plan, strategy: str, match: str) -> Plan:
     changed = plan.variant(strategy)
     if match == "iterations":
         return changed
-    cost, budget = (int(p.strategy_config()["passes_per_sample"]) for p in (changed, plan))
+    cost, budget = (float(p.strategy_config()["passes_per_sample"]) for p in (changed, plan))
 
     def scale(iterations: Any) -> int:
         if not isinstance(iterations, int):

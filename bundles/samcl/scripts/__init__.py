@@ -29,6 +29,7 @@ from .past import EmbeddedPast
 from .pooling import load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from .trainer import ContinualTrainer
+from .two_level import TwoLevelSAMCL
 
 BUNDLE_ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -59,6 +60,7 @@ __all__ = [
     "SharpnessAware",
     "SymmetricCascade",
     "TrainingLog",
+    "TwoLevelSAMCL",
     "VelocityInferer",
     "atlas_choices",
     "evaluate_tasks",

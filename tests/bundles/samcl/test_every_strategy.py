@@ -12,6 +12,7 @@ from bundles.samcl.scripts.consolidation import EWC, SI, LwF
 from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware, Strategy
+from bundles.samcl.scripts.two_level import TwoLevelSAMCL
 from shared.files import load_tensors
 from tests.bundles.samcl.tiny import make_trainer
 from tests.tiny import Killed, TinyPairs, kill_at, same, weights
@@ -23,6 +24,7 @@ STRATEGIES = {
     "er_each": lambda: ER(ReservoirMemory(3), steps="each"),
     "mer": lambda: MER(ReservoirMemory(3)),
     "samcl": lambda: SAMCL(ReservoirMemory(3), rho=0.5),
+    "samcl_two_level": lambda: TwoLevelSAMCL(ReservoirMemory(3), rho=0.5, every=2),
     "agem": lambda: AGEM(ReservoirMemory(8)),
     "ewc": lambda: EWC(strength=100.0, decay=0.9, samples=3),
     "si": lambda: SI(strength=100.0),
