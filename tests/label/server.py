@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -22,6 +23,8 @@ import numpy as np
 # Python of an environment made by make_environment.sh.
 PYTHON = os.environ.get("LABEL_PYTHON", "")
 START_S = 300
+# In the place of the host's main.py.
+APP = Path(__file__).resolve().parents[2] / "tools" / "label_app.py"
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -34,13 +37,21 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, **nowhere, **own, "PATH": path, "REGISTRATION_KERNELS_CACHE": f"{cache}/registration_kernels"}
 
 
-def make_app(folder: Path, bundles: Sequence[Path]) -> Path:
-    """Fetch MONAI Label's own app for bundles, as its users do, and lay bundles into it."""
+def make_app(folder: Path, bundles: Sequence[Path], checked: bool = False) -> Path:
+    """Fetch MONAI Label's own app for bundles, as its users do, and lay bundles into it.
+
+    Args:
+        folder: gets the app.
+        bundles: unpacked.
+        checked: lay the app that refuses empty labels over it.
+    """
     command = [PYTHON, "-m", "monailabel.main", "apps", "--name", "monaibundle", "--download", "--output", str(folder)]
     subprocess.run(command, env=environment(folder), check=True, capture_output=True, timeout=120)
     for bundle in bundles:
         (folder / "monaibundle" / "model").mkdir(exist_ok=True)
         (folder / "monaibundle" / "model" / bundle.name).symlink_to(bundle, target_is_directory=True)
+    if checked:
+        shutil.copy(APP, folder / "monaibundle" / "main.py")
     return folder / "monaibundle"
 
 
@@ -133,22 +144,27 @@ class Server:
         self, model: str, image: str = "", file: Path | None = None, output: str = "image", **params: Any
     ) -> Answer:
         """Ask for an answer to an image of the store, to a path on the server, or to a file that is sent along."""
-        line = uuid.uuid4().hex
-        parts = [(b'name="params"', json.dumps(params).encode())]
-        if file is not None:
-            parts.append((f'name="file"; filename="{file.name}"'.encode(), file.read_bytes()))
-        body = b"".join(
-            b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (line.encode(), name, content)
-            for name, content in parts
-        )
         query = urllib.parse.urlencode({"image": image, "output": output})
-        return self._send(
-            urllib.request.Request(
-                f"{self.url}/infer/{model}?{query}",
-                data=body + f"--{line}--\r\n".encode(),
-                headers={"Content-Type": f"multipart/form-data; boundary={line}"},
-            )
-        )
+        return self._send(_form(f"{self.url}/infer/{model}?{query}", "POST", params, "file", file))
+
+    def submit(self, image: str, label: Path) -> Answer:
+        """Submit a final label of an image of the store."""
+        query = urllib.parse.urlencode({"image": image})
+        return self._send(_form(f"{self.url}/datastore/label?{query}", "PUT", {}, "label", label))
+
+
+def _form(url: str, method: str, params: dict[str, Any], name: str, file: Path | None) -> urllib.request.Request:
+    """Return a request with options and a file, as a form."""
+    line = uuid.uuid4().hex
+    parts = [(b'name="params"', json.dumps(params).encode())]
+    if file is not None:
+        parts.append((f'name="{name}"; filename="{file.name}"'.encode(), file.read_bytes()))
+    body = b"".join(
+        b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n" % (line.encode(), about, content)
+        for about, content in parts
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={line}"}
+    return urllib.request.Request(url, data=body + f"--{line}--\r\n".encode(), headers=headers, method=method)
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:

@@ -56,7 +56,7 @@ def train(server: Server, model: str, labels: dict[str, Path], image: str = "", 
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def serve(folder: Path, bundles: list[Path], studies: Path) -> Server:
+def serve(folder: Path, bundles: list[Path], studies: Path, checked: bool = False) -> Server:
     """Return a server of copies whose epochs are short: training renews a bundle's weights."""
     copies = []
     for bundle in bundles:
@@ -69,7 +69,7 @@ def serve(folder: Path, bundles: list[Path], studies: Path) -> Server:
             config["rehearsal"]["generator_options"] = {"iterations": 2, "batch_size": 2}
             config["rehearsal"]["replay_options"] = {"count": 2, "steps": 2, "sampling_batch_size": 2, **ANY_SAMPLE}
         path.write_text(json.dumps(config))
-    return Server(make_app(folder, copies), [b.name for b in bundles], studies, folder / "server.log")
+    return Server(make_app(folder, copies, checked), [b.name for b in bundles], studies, folder / "server.log")
 
 
 def store(folder: Path, images: list[Path]) -> dict[str, Path]:
@@ -97,10 +97,11 @@ def brains(tmp_path_factory, bundles) -> Iterator[tuple[Server, dict[str, Path]]
 
 @pytest.fixture(scope="module")
 def prostates(tmp_path_factory, bundles) -> Iterator[tuple[Server, dict[str, Path]]]:
+    """With the app that refuses empty labels; the other servers have the host's own."""
     folder = tmp_path_factory.mktemp("prostates")
     site = write_sites(folder / "data", ["site_prostate_2"], patients=4)["site_prostate_2"]
     labels = store(folder, sorted((site / "imagesTr").iterdir())[:2])
-    with serve(folder, [bundles["smdr"]], folder / "studies") as server:
+    with serve(folder, [bundles["smdr"]], folder / "studies", checked=True) as server:
         yield server, labels
 
 
@@ -145,11 +146,39 @@ def test_segmentation_learns_from_submitted_labels(prostates):
     assert sets == {"labelled_0001", *(f"site_prostate_{n}" for n in range(1, 7))}
 
 
-def test_an_empty_label_ends_in_a_sentence_and_the_server_goes_on(prostates, tmp_path):
-    server, labels = prostates
-    label = nib.load(labels["case0"])
+@pytest.fixture
+def empty(prostates, tmp_path) -> Path:
+    label = nib.load(prostates[1]["case0"])
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), tmp_path / "empty.nii.gz")
-    found = train(server, "smdr", {**labels, "case0": tmp_path / "empty.nii.gz"})
+    return tmp_path / "empty.nii.gz"
+
+
+def test_an_empty_label_is_refused_and_the_earlier_one_stays(prostates, empty, tmp_path):
+    server, labels = prostates
+    assert server.submit("case0", labels["case0"]).status == 200
+    told = server.get("/datastore/?output=all").content
+    answer = server.submit("case0", empty)
+    assert answer.status == 400, answer.content
+    assert "label of image 'case0': found an empty label map (.nii.gz, " in answer.detail
+    (tmp_path / "text.nrrd").write_text("no image")
+    answer = server.submit("case1", tmp_path / "text.nrrd")
+    assert answer.status == 400, answer.content
+    assert "label of image 'case1': found a .nrrd file that cannot be read as an image" in answer.detail
+    assert server.get("/datastore/label?label=case0&tag=final").content == labels["case0"].read_bytes()
+    assert server.get("/datastore/?output=all").content == told
+    assert server.infer("smdr", image="case1").image(tmp_path).shape == nib.load(labels["case1"]).shape
+    assert server.submit("case1", labels["case1"]).status == 200
+
+
+def test_an_empty_label_in_the_store_ends_in_a_sentence_and_the_server_goes_on(prostates, empty):
+    """As from a server without that app: it got into the store by another way."""
+    server, labels = prostates
+    for name, label in labels.items():
+        assert server.submit(name, label).status == 200
+    stored = server.log.parent / "studies" / "labels" / "final" / "case0.nii.gz"
+    assert stored.is_file()
+    shutil.copy(empty, stored)
+    found = train(server, "smdr", {})
     assert found["status"] == "ERROR"
     assert found["details"][-1].startswith("error: ")
     assert "found an empty label map, expected labelled voxels to train on" in found["details"][-1]

@@ -1,7 +1,8 @@
 """Rehearsal when a labelling host starts the training: of earlier sites, and of the host's cases in later trainings.
 
 What is rehearsed are replay sets in ``models/replay``, generated slices. Those of the sites that the weights that ship
-have learnt are drawn at the first training, from ``models/generator.pt``. Of the cases themselves nothing is kept but
+have learnt are drawn at the first training, from ``models/generator.pt``, while the bundle's model is that one: other
+weights would be given images of sites that they never saw, and label them. Of the cases themselves nothing is kept but
 hashes of their files, by which a set is left out while all its cases are here again.
 """
 
@@ -39,6 +40,8 @@ class CaseRehearsal:
         options: ids of ``train.json`` that generator and segmenter share: what a slice is, device and seed.
         generator_options: more ids of ``train_diffusion.json``.
         replay_options: more ids of ``generate.json``; a ``count`` of 0 leaves no set.
+        shipped_model: SHA-256 of the model file that has learnt what ``models/generator.pt`` draws; None: whatever the
+            bundle's model is.
     """
 
     def __init__(
@@ -47,8 +50,9 @@ class CaseRehearsal:
         options: Mapping[str, Any],
         generator_options: Mapping[str, Any],
         replay_options: Mapping[str, Any],
+        shipped_model: str | None = None,
     ) -> None:
-        self.host, self.options = host, dict(options)
+        self.host, self.options, self.shipped_model = host, dict(options), shipped_model
         self.generator_options, self.replay_options = dict(generator_options), dict(replay_options)
 
     @property
@@ -110,34 +114,54 @@ class CaseRehearsal:
                 raise
             self.host.say(f"{loss}: {cause}")
 
-    def _shipped(self) -> Path | None:
-        """Return the generator that comes with the bundle, if it draws what this run's segmenter takes."""
-        path = self.host.bundle_root / "models" / "generator.pt"
-        if not path.is_file():
-            return None
-        with self._told("the generator that ships is not used"):
-            load_generator(path, (self.options["slices"] * self.options["channels"], *self.options["spatial_size"]))
-            return path
-        return None
+    @property
+    def _generator(self) -> Path:
+        """The generator that comes with the bundle."""
+        return self.host.bundle_root / "models" / "generator.pt"
+
+    def _shipped_sites(self) -> list[str]:
+        """Return what the generator that ships can draw; nothing if its images are not what the segmenter takes."""
+        if not self._generator.is_file():
+            return []
+        shape = (self.options["slices"] * self.options["channels"], *self.options["spatial_size"])
+        # Weights are drawn before they are loaded: not from the training's random numbers.
+        with self._told("the generator that ships is not used"), torch.random.fork_rng():
+            return list(load_generator(self._generator, shape).sites)
+        return []
+
+    def _has_learnt_shipped(self) -> bool:
+        """Whether the bundle's model has learnt the sites of the generator that ships; says so of weights put there."""
+        model = self.host.model
+        if not model.is_file() or not self._generator.is_file():
+            return False
+        renewed = model.with_name("model_previous.pt").is_file()  # by a training of a host
+        if self.shipped_model is None:
+            return not renewed
+        if hash_of_file(model) == self.shipped_model:
+            return True
+        if not renewed:
+            self.host.say(
+                f"{model}: found other weights than those that {self._generator.name} ships with, so the sites that it "
+                "draws are not rehearsed"
+            )
+        return False
 
     def _draw_shipped(self) -> bool:
         """Draw sets of the sites that the weights that ship have learnt, while these are the bundle's model."""
-        renewed = self.host.model.with_name("model_previous.pt").is_file()
-        generator = None if renewed or not self.host.model.is_file() else self._shipped()
-        if generator is None:
-            return False
+        sites = self._shipped_sites() if self._has_learnt_shipped() else []
         with self._told("not all of what the weights that ship have learnt is rehearsed"), torch.random.fork_rng():
-            for site in load_generator(generator).sites:
+            for site in sites:
                 if not (self.folder / site / INDEX).is_file() or not read_json(self.folder / site / INDEX)["complete"]:
-                    self._draw(generator, self.host.model, site)
-        return True
+                    self._draw(self._generator, self.host.model, site)
+        return bool(sites)
 
     def _generate(self, model: Path) -> None:
         import monai.bundle
 
         configs, site, runs = self.host.bundle_root / "configs", self.host.task, self.host.bundle_root / "runs"
         earlier = [path for path in sorted(runs.glob("generator_*")) if RunDirectory(path, read_only=True).is_done()]
-        start = earlier[-1] if earlier else self._shipped()
+        # Only to start from: what it draws is this site.
+        start = earlier[-1] if earlier else self._generator if self._shipped_sites() else None
         learning = {"run_dir": str(runs / f"generator_{site}"), "generator_from": None if start is None else str(start)}
         monai.bundle.run(
             run_id="training",

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from bundles.smdr.scripts import rehearsal as module
 from bundles.smdr.scripts.rehearsal import CaseRehearsal
 from shared.errors import InputError
 from shared.files import save_tensors
 from shared.hashes import hash_of_file
 from shared.host_run import HostRun
+from tests.bundles import runs
 from tests.bundles.smdr.tiny_generator import make_generator
 
 
@@ -116,6 +118,7 @@ def shipped(root, files, options=None):
     generator.save(models / "generator.pt")
     found = rehearsal(root, files)
     found.options = SLICES if options is None else options
+    found.shipped_model = hash_of_file(models / "model.pt")
     return found
 
 
@@ -130,11 +133,45 @@ def test_what_the_weights_that_ship_have_learnt_is_drawn_once(tmp_path, files, d
     assert len(drawn) == 2
 
 
-def test_renewed_weights_do_not_label_what_ships(tmp_path, files, drawn):
+def test_renewed_weights_do_not_label_what_ships(tmp_path, files, drawn, capsys):
     first = shipped(tmp_path, files)
-    save_tensors(tmp_path / "models" / "model_previous.pt", {"weight": torch.zeros(1)})
+    model, previous = tmp_path / "models" / "model.pt", tmp_path / "models" / "model_previous.pt"
+    model.rename(previous)
+    save_tensors(model, {"weight": torch.ones(1)})
+    assert first.sets([]) == []
+    first.shipped_model = None
     assert first.sets([]) == []
     assert drawn == []
+    assert "found other weights" not in capsys.readouterr().out
+
+
+def test_weights_put_there_do_not_label_what_they_never_learnt(tmp_path, files, drawn, capsys):
+    first = shipped(tmp_path, files)
+    model = tmp_path / "models" / "model.pt"
+    save_tensors(model, {"weight": torch.ones(1)})
+    assert first.sets([]) == []
+    assert drawn == []
+    told = f"{model}: found other weights than those that generator.pt ships with, so the sites that it draws are not"
+    assert capsys.readouterr().out.count(told) == 1
+    # Said to belong to whatever lies there: a pair of one's own.
+    first.shipped_model = None
+    assert [folder.name for folder in first.sets([])] == ["site_1", "site_2"]
+
+
+def test_the_generator_that_ships_is_loaded_once_and_draws_no_random_number(tmp_path, files, drawn, monkeypatch):
+    loaded = []
+    load = module.load_generator
+    monkeypatch.setattr(module, "load_generator", lambda *given: loaded.append(given) or load(*given))
+    first, state = shipped(tmp_path, files), torch.random.get_rng_state()
+    first.sets([])
+    assert [path.name for path, _ in loaded] == ["generator.pt"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_config_names_the_weights_that_ship():
+    folder = runs.ROOT / "bundles" / "smdr"
+    named = json.loads((folder / "configs" / "train.json").read_text())["rehearsal"]["shipped_model"]
+    assert named == hash_of_file(folder / "models" / "model.pt")
 
 
 def test_a_generator_of_other_images_is_told_and_left(tmp_path, files, drawn, capsys):
