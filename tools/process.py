@@ -14,6 +14,7 @@ from typing import Any
 from shared.errors import InputError
 from shared.files import save_json
 
+from . import WAIT_POLICY_IS_THE_USERS
 from .plan import ROOT
 
 __all__ = ["run_bundle"]
@@ -72,6 +73,8 @@ def run_bundle(
     arguments = log.with_suffix(".json")
     save_json(arguments, {"run_id": run_id, "config_file": list(config_files), **options})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if not WAIT_POLICY_IS_THE_USERS:
+        environment.pop("OMP_WAIT_POLICY", None)
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     begin = time.monotonic()

@@ -25,9 +25,12 @@ def test_it_is_set_when_torch_is_loaded(tmp_path, command, own, expected):
     assert run.stderr == f"{expected}\n"
 
 
-def test_it_reaches_the_bundles(tmp_path):
-    said = f"$print('policy', __import__('os').environ['{VARIABLE}'])"
+@pytest.mark.parametrize("own", [True, False], ids=["the user's", "the tools'"])
+def test_bundles_get_the_users_setting_only(tmp_path, monkeypatch, own):
+    monkeypatch.setenv(VARIABLE, "PASSIVE")
+    monkeypatch.setattr("tools.process.WAIT_POLICY_IS_THE_USERS", own)
+    said = f"$print('policy', __import__('os').environ.get('{VARIABLE}'))"
     config = tmp_path / "train.json"
     config.write_text(f'{{"training": ["{said}"]}}')
     run_bundle("training", [str(config)], {}, tmp_path / "run.log")
-    assert f"policy {os.environ[VARIABLE]}\n" in (tmp_path / "run.log").read_text()
+    assert f"policy {'PASSIVE' if own else None}\n" in (tmp_path / "run.log").read_text()
