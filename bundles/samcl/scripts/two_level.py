@@ -24,12 +24,11 @@ class TwoLevelSAMCL(SAMCL):
     """SAMCL with Reptile on two levels, and SAM in every n-th iteration. This project's own, not the paper's.
 
     Within an iteration Reptile stands as in :class:`SAMCL`. From the second task on it stands once more over the whole
-    task: at its end the weights are set ``gamma`` of the way from where the task found them. Both ends lie in one flat
-    basin, since replay and SAM hold the second one there, so that the way between loses little of the new task and
-    gives back much of the old ones (across-batch Reptile: Riemer et al., ICLR 2019, algorithm 1; the same between
-    finished models: Ilharco et al., "Patching open-vocabulary models by interpolating weights", NeurIPS 2022).
-    SAM in some iterations only keeps most of its flatness for a part of its price (Zhao, Zhang & Hu, SS-SAM, arXiv
-    2203.09962, 2022); the others are steps of MER.
+    task: at its end the weights are set ``gamma`` of the way from where the task found them. On the embedded tasks the
+    loss met no barrier on that way: it gave back much of the old tasks for little of the new one (across-batch
+    Reptile: Riemer et al., ICLR 2019, algorithm 1; the same between finished models: Ilharco et al., "Patching
+    open-vocabulary models by interpolating weights", NeurIPS 2022). SAM in some iterations only costs a part of its
+    second passes (Zhao, Zhang & Hu, SS-SAM, arXiv 2203.09962, 2022); the others are iterations of MER.
 
     Args:
         memory: of past pairs.
