@@ -34,6 +34,8 @@ __all__ = [
 
 # What ITK notes on reading a series, in mm, and how much of a slice's distance is more than rounding.
 _UNEVEN, _TOLERANCE = "ITK_non_uniform_sampling_deviation", 0.01
+# Floating voxels are compressed where a sample (runs, voxels of each) shrinks below this share.
+_WORTH, _RUNS, _RUN = 0.8, 32, 1024
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 
@@ -146,10 +148,10 @@ def _storable(path: Path, voxels: np.ndarray) -> np.ndarray:
 class _Deflater(io.RawIOBase):
     """A stream to write into that is compressed as gzip does it, on its way to another."""
 
-    def __init__(self, stream: IO[bytes], strategy: int) -> None:
+    def __init__(self, stream: IO[bytes], level: int, strategy: int) -> None:
         super().__init__()
         self._stream, self._place = stream, 0
-        self._packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS + 16, zlib.DEF_MEM_LEVEL, strategy)
+        self._packer = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS + 16, zlib.DEF_MEM_LEVEL, strategy)
 
     def write(self, data: Any) -> int:
         self._stream.write(self._packer.compress(data))
@@ -171,15 +173,27 @@ class _Deflater(io.RawIOBase):
         super().close()
 
 
-def save_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
-    """Write ``.nii`` or ``.nii.gz``, atomically.
+def _packing(image: nib.Nifti1Image) -> tuple[int, int]:
+    """Return level and strategy of a compression that is worth its time.
 
     Floating voxels hardly repeat: to look for more than runs of one byte takes three times as long and saves nothing.
+    A smooth field has no such runs either, and is stored as it is; one that is zero over much of its grid has.
     """
-    strategy = zlib.Z_RLE if image.get_data_dtype().kind == "f" else zlib.Z_DEFAULT_STRATEGY
+    if image.get_data_dtype().kind != "f":
+        return 1, zlib.Z_DEFAULT_STRATEGY
+    voxels = np.asarray(image.dataobj).ravel(order="K")
+    starts = np.linspace(0, max(0, voxels.size - _RUN), _RUNS, dtype=int)
+    sample = b"".join(voxels[first : first + _RUN].tobytes() for first in starts)
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    packed = len(packer.compress(sample) + packer.flush())
+    return (1 if packed < _WORTH * len(sample) else 0), zlib.Z_RLE
+
+
+def save_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
+    """Write ``.nii`` or ``.nii.gz``, atomically; ``.gz`` compressed as far as that pays."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         if temporary.name.lower().endswith(".gz"):
-            with _Deflater(stream, strategy) as packed:
+            with _Deflater(stream, *_packing(image)) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(stream)

@@ -11,7 +11,7 @@ import pytest
 
 from shared.data.images import read_grid, read_voxels
 from shared.errors import InputError
-from shared.transform_io import IMAGE_SUFFIXES, read_with_itk, write_image
+from shared.transform_io import IMAGE_SUFFIXES, Grid, read_with_itk, write_image, write_nifti
 from tests.dicom_series import write_dicom
 from tests.learn2reg_folder import affine, blobs, save
 from tests.world_pair import world_pair
@@ -134,3 +134,17 @@ def test_colour_is_named(tmp_path):
     for name in ("rgb.nii.gz", "rgb.nrrd"):
         with pytest.raises(InputError, match=rf"{name}: found several values a voxel \(colour or vectors\)"):
             read_voxels(tmp_path / name)
+
+
+def test_a_smooth_field_is_stored_and_one_with_much_air_is_compressed(tmp_path):
+    grid = Grid((40, 40, 40), affine((1, 1, 1)))
+    smooth = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32).cumsum(0).cumsum(1).cumsum(2)
+    bounded = np.where(np.indices(grid.shape)[0] < 30, np.float32(0), smooth)
+    sizes = {}
+    for name, field in (("smooth", smooth), ("bounded", bounded), ("labels", (bounded > 0).astype(np.uint8))):
+        write_nifti(tmp_path / f"{name}.nii.gz", field, grid)
+        np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj), field)
+        sizes[name] = (tmp_path / f"{name}.nii.gz").stat().st_size / field.nbytes
+    # Stored: its own size, 352 bytes of header, and a few for every 64 kB.
+    assert 1 <= sizes["smooth"] < 1.01
+    assert sizes["bounded"] < 0.3 and sizes["labels"] < 0.3
