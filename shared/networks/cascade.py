@@ -55,6 +55,8 @@ class SymmetricCascade(nn.Module):
         symmetric: False computes the forward field alone (path "full" only).
         update: "compose" exponentiates and composes increments; "add" adds them to the field as they are.
         repair_folds: halve an increment (at last drop it) where the field would fold, so that no voxel ever does.
+        consistency_steps: how often the forward and the reverse field are brought closer to each other's inverses, both
+            alike, after each scale's corrections (path "full"; the others' fields are so by construction).
         integration_steps: squarings of an increment's exponential. Increments are small: 4 are within 1e-3 voxels.
         checkpointing: compute the steps' activations again in the backward pass instead of keeping them.
         output: what `forward` returns: "ddf", or "dvf": the velocity of half the deformation, as `samcl` wants it from
@@ -66,7 +68,7 @@ class SymmetricCascade(nn.Module):
         ValueError: an option that is not among the known ones, or two that do not go together.
     """
 
-    __constants__ = ("finest", "halvings", "output", "repair_folds", "spatial_dims")
+    __constants__ = ("consistency_steps", "finest", "halvings", "output", "repair_folds", "spatial_dims")
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class SymmetricCascade(nn.Module):
         symmetric: bool = True,
         update: str = "compose",
         repair_folds: bool = False,
+        consistency_steps: int = 1,
         integration_steps: int = 4,
         checkpointing: bool = False,
         output: str = "ddf",
@@ -108,7 +111,7 @@ class SymmetricCascade(nn.Module):
             for v, n in ((widths, "widths"), (hidden, "hidden"), (steps_per_level, "steps_per_level"))
         )
         self.spatial_dims, self.levels, self.finest, self.output = spatial_dims, levels, finest, output
-        self.repair_folds = repair_folds
+        self.repair_folds, self.consistency_steps = repair_folds, consistency_steps
         self.input_mean, self.input_std = input_mean, input_std
         full = FullPath(integration_steps, symmetric, update == "compose")
         self.path: Path = full if path == "full" else PATHS[path](integration_steps)
@@ -131,7 +134,7 @@ class SymmetricCascade(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Return the options that decide the output and that the layers do not show."""
-        names = ("output", "finest", "repair_folds", "input_mean", "input_std")
+        names = ("output", "finest", "repair_folds", "consistency_steps", "input_mean", "input_std")
         path = {
             "name": type(self.path).__name__,
             **{k: v for k, v in vars(self.path).items() if type(v) in (bool, int)},
@@ -170,7 +173,7 @@ class SymmetricCascade(nn.Module):
         states, increments = self._cascade(image)
         scales = []
         for number, state in enumerate(states):
-            pair = self.path.ends(state)
+            pair = self._ends(state)
             names = ("ddf", "inv_ddf")[: len(pair)]
             scales.append({"scale": self.levels - 1 - number, **dict(zip(names, pair, strict=True))})
         pair = self._both_ways(states[-1], image)
@@ -223,6 +226,14 @@ class SymmetricCascade(nn.Module):
                 state = self._shrink(state, self.path.spread(good), halving)
         return state
 
+    def _ends(self, state: Tensor) -> list[Tensor]:
+        """Return the forward and the reverse field, brought closer to each other's inverses unless that folds one."""
+        closer = self.path.agree(state, self.consistency_steps)
+        if self.repair_folds:
+            good = self.path.unfolded(closer)
+            closer = torch.where(self._rows(self.path.spread(good)), closer, state)
+        return self.path.ends(closer)
+
     def _unfold(self, ddf: Tensor) -> Tensor:
         """Return final fields, shrunk until no voxel folds: composing halves and cropping may fold a last one."""
         for halving in range(self.halvings + 1):
@@ -235,12 +246,16 @@ class SymmetricCascade(nn.Module):
     def _shrink(self, field: Tensor, good: Tensor, halving: int) -> Tensor:
         """Return the fields with those that are not good halved, the last time set to zero."""
         share = 0.5 if halving < self.halvings else 0.0
-        return torch.where(good.view([-1] + [1] * (self.spatial_dims + 1)), field, field * share)
+        return torch.where(self._rows(good), field, field * share)
+
+    def _rows(self, flags: Tensor) -> Tensor:
+        """Return flags (N,) as they broadcast over fields."""
+        return flags.view([-1] + [1] * (self.spatial_dims + 1))
 
     def _both_ways(self, state: Tensor, image: Tensor) -> list[Tensor]:
         """Return the forward and the reverse field on the image's grid."""
         ends: list[Tensor] = []
-        for end in self.path.ends(self._enlarge(state)):
+        for end in self._ends(self._enlarge(state)):
             field = self._crop(end, image)
             ends.append(self._unfold(field) if self.repair_folds else field)
         return ends

@@ -64,6 +64,10 @@ class Path(nn.Module):
         """Return a flag a row of the increment as one a row of the state."""
         raise NotImplementedError
 
+    def agree(self, state: Tensor, steps: int) -> Tensor:
+        """Return a state whose fields are closer to each other's inverses; these paths' fields are by construction."""
+        return state
+
     def ends(self, state: Tensor) -> list[Tensor]:
         """Return the forward and the reverse field (B, d, *S)."""
         raise NotImplementedError
@@ -112,6 +116,19 @@ class FullPath(Path):
     def spread(self, flags: Tensor) -> Tensor:
         """See `Path`."""
         return flags
+
+    def agree(self, state: Tensor, steps: int) -> Tensor:
+        """See `Path`; nothing to agree on without symmetry.
+
+        Where the two maps ``f`` and ``r`` leave ``f(r(y)) = y + e(y)``, ``f`` becomes ``f - e(f) / 2`` and ``r`` the
+        same with its own residual: half of an error of first order is taken out on either side, so that what remains
+        is of second order, and exchanging the images still exchanges the fields.
+        """
+        if self.symmetric:
+            for _ in range(steps):
+                residual = compose(swap(state), state)
+                state = state - 0.5 * warp(swap(residual), state, padding_mode="border")
+        return state
 
     def ends(self, state: Tensor) -> list[Tensor]:
         """See `Path`; the forward field alone without symmetry."""
