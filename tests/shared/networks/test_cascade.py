@@ -76,7 +76,9 @@ def test_consistency_steps_bring_the_two_fields_closer_to_each_others_inverses(s
     for steps in (0, 1, 2):
         with torch.no_grad():
             fields = small(spatial_dims, excited=0.2, consistency_steps=steps).fields(pair(*size))
-        residuals = [compose(*ends) for ends in ((fields["ddf"], fields["inv_ddf"]), (fields["inv_ddf"], fields["ddf"]))]
+        residuals = [
+            compose(*ends) for ends in ((fields["ddf"], fields["inv_ddf"]), (fields["inv_ddf"], fields["ddf"]))
+        ]
         left.append(float(torch.cat(residuals).norm(dim=1).mean()))
     assert fields["ddf"].abs().max() > 0.3
     # What is left is of second order, but for the borders and for interpolation.

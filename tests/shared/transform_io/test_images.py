@@ -147,4 +147,5 @@ def test_a_smooth_field_is_stored_and_one_with_much_air_is_compressed(tmp_path):
         sizes[name] = (tmp_path / f"{name}.nii.gz").stat().st_size / field.nbytes
     # Stored: its own size, 352 bytes of header, and a few for every 64 kB.
     assert 1 <= sizes["smooth"] < 1.01
-    assert sizes["bounded"] < 0.3 and sizes["labels"] < 0.3
+    assert sizes["bounded"] < 0.3
+    assert sizes["labels"] < 0.3
