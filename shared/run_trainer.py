@@ -27,7 +27,7 @@ from .run_directory import RunDirectory
 from .settings import digest
 from .trainer_checkpoint import costs, restore, save_checkpoint
 from .trainer_hooks import TrainerHooks
-from .weights import load_weights, unwrap
+from .weights import load_weights, network_settings, unwrap
 
 __all__ = ["RunTrainer"]
 
@@ -192,12 +192,10 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
 
     def settings(self) -> dict[str, Any]:
         """Return everything that decides the result, in plain words."""
-        network, dataset = unwrap(self.network), self.data_loader.dataset
-        describe = getattr(network, "settings", dict)
         return {
             "task": self.task,
-            "data": dataset.settings(),
-            "network": {"class": type(network).__name__, "layers": str(network), **describe()},
+            "data": self.data_loader.dataset.settings(),
+            "network": network_settings(self.network),
             "objective": self.loss_function.extra_repr(),
             "optimizer": {k: str(v) for k, v in self.optimizer.param_groups[0].items() if k != "params"},
             **self.extra_settings(),

@@ -17,6 +17,7 @@ from .errors import InputError
 from .evaluation import RegistrationEvaluator
 from .files import read_json, save_json, writable_dir
 from .losses import Objective
+from .scored import holds_scores, record_scores, scores_of
 
 __all__ = ["evaluate_tasks", "sharpness"]
 
@@ -57,7 +58,8 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score a model on every task; each gets a folder of its name below ``output_dir``.
 
-    A task whose summary is there already is not scored again: a killed evaluation goes on.
+    A task whose scores of the same weights and settings are there already is not scored again: a killed evaluation
+    goes on.
 
     Args:
         network: trained, on ``device``.
@@ -87,16 +89,24 @@ def evaluate_tasks(
     output_dir, summaries = Path(output_dir), {}
     for dataset_dir, task in tasks:
         places = {"": output_dir / task, **{name: output_dir / "corrupted" / name / task for name in corruptions}}
-        if not all((folder / "evaluation_summary.json").is_file() for folder in places.values()):
+        settings = scores_of(
+            network,
+            dataset_dir=str(dataset_dir),
+            split=split,
+            grid=[spatial_size, spacing_mm, ct_window],
+            objective=str(objective),
+        )
+        left = {name: folder for name, folder in places.items() if not holds_scores(folder, settings)}
+        if left:
             dataset = PairDataset(load_pairs(dataset_dir, task, split), spatial_size, spacing_mm, ct_window)
             if objective is not None:
                 held_out = PairDataset(load_pairs(dataset_dir, task, "val"), spatial_size, spacing_mm, ct_window)
                 rise = sharpness(network, objective, held_out, device)
                 save_json(writable_dir(output_dir / task) / "sharpness.json", {"loss_rise": rise, "rho": SHARPNESS_RHO})
-        for name, folder in places.items():
-            if not (folder / "evaluation_summary.json").is_file():
-                scored = CorruptedPairs(dataset, name) if name else dataset
-                title = ", ".join([task, f"{split} pairs", *([name] if name else []), str(model)])
-                RegistrationEvaluator(device, scored, network, inferer, folder, "evaluation", title).run()
+        for name, folder in left.items():
+            scored = CorruptedPairs(dataset, name) if name else dataset
+            title = ", ".join([task, f"{split} pairs", *([name] if name else []), str(model)])
+            RegistrationEvaluator(device, scored, network, inferer, folder, "evaluation", title).run()
+            record_scores(folder, settings)
         summaries[task] = read_json(output_dir / task / "evaluation_summary.json")
     return summaries

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import InputError
 from .files import load_tensors
 
-__all__ = ["load_weights", "trainable", "unwrap"]
+__all__ = ["load_weights", "network_settings", "trainable", "unwrap"]
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -20,6 +21,13 @@ def unwrap(network: nn.Module) -> nn.Module:
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training changes, by name."""
     return {name: p for name, p in unwrap(network).named_parameters() if p.requires_grad}
+
+
+def network_settings(network: nn.Module) -> dict[str, Any]:
+    """Return what decides a network's output beside its weights: class, layers, and what its ``settings`` tells."""
+    network = unwrap(network)
+    describe = getattr(network, "settings", dict)
+    return {"class": type(network).__name__, "layers": str(network), **describe()}
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:

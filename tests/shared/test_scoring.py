@@ -35,16 +35,17 @@ def tasks(tmp_path) -> list[list[str]]:
     return [[str(tmp_path), name] for name in ("A", "B")]
 
 
-def evaluate(folder: Path, tasks, **options) -> dict:
+def evaluate(folder: Path, tasks, network=None, **options) -> dict:
     arguments = {"split": "test", "output_dir": folder, "spatial_size": (SIZE,) * 3, **options}
-    return evaluate_tasks(make_network(), inferer, CPU, tasks, **arguments)
+    return evaluate_tasks(network or make_network(), inferer, CPU, tasks, **arguments)
 
 
 def names(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-RESULTS = {f"{task}/evaluation_{rest}" for task in "AB" for rest in ("summary.json", "cases.csv", "example.png")}
+FILES = ("summary.json", "settings.json", "cases.csv", "example.png")
+RESULTS = {f"{task}/evaluation_{rest}" for task in "AB" for rest in FILES}
 
 
 def test_every_task_gets_a_folder_and_comes_back(tasks, tmp_path):
@@ -75,6 +76,35 @@ def test_what_is_scored_is_not_scored_again(tasks, tmp_path):
     scores = evaluate(tmp_path / "out", tasks)
     assert scores["A"] == {"kept": True}
     assert scores["B"]["pairs"] == 1
+
+
+def test_scores_of_other_weights_or_settings_are_made_again_and_it_is_said(tasks, tmp_path, capsys):
+    first = evaluate(tmp_path / "out", tasks)
+    other = make_network()
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(0.1)
+    capsys.readouterr()
+    second = evaluate(tmp_path / "out", tasks, other)
+    told = capsys.readouterr().out
+    assert "scores there are of other settings (weights: found " in told
+    assert all(first[task]["metrics"]["dice"] != second[task]["metrics"]["dice"] for task in "AB")
+    third = evaluate(tmp_path / "out", tasks)
+    assert all(first[task]["metrics"] == third[task]["metrics"] for task in "AB")
+    capsys.readouterr()
+    assert evaluate(tmp_path / "out", tasks, split="val")["A"]["pairs"] == 2
+    assert "split: found test, asked for val" in capsys.readouterr().out
+
+
+def test_a_killed_evaluation_leaves_no_scores_that_pass_for_others(tasks, tmp_path, monkeypatch):
+    evaluate(tmp_path / "out", tasks[:1])
+    record = tmp_path / "out" / "A" / "evaluation_settings.json"
+    monkeypatch.setattr("shared.scoring.record_scores", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "out", tasks[:1], split="val")
+    assert not record.exists()
+    monkeypatch.undo()
+    assert evaluate(tmp_path / "out", tasks[:1])["A"]["pairs"] == 1
+    assert record.exists()
 
 
 def test_spoilt_images_are_scored_apart(tasks, tmp_path):

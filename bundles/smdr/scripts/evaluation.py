@@ -16,6 +16,7 @@ from shared.data.slices import label_on_image
 from shared.data.volumes import read_volume_label
 from shared.errors import InputError
 from shared.files import read_json
+from shared.scored import holds_scores, record_scores, scores_of
 
 from .pictures import segmentation_figure
 
@@ -82,7 +83,8 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score a segmenter on every site; each gets a folder of its name below ``output_dir``.
 
-    A site whose summary is there already is not scored again: a killed evaluation goes on.
+    A site whose scores of the same weights and settings are there already is not scored again: a killed evaluation
+    goes on.
 
     Args:
         network: trained, on ``device``.
@@ -110,9 +112,11 @@ def evaluate_tasks(
     output_dir, summaries = Path(output_dir), {}
     for dataset_dir, site in tasks:
         folder = output_dir / site
-        if not (folder / "evaluation_summary.json").is_file():
+        settings = scores_of(network, dataset_dir=str(dataset_dir), split=split, size=spatial_size, options=options)
+        if not holds_scores(folder, settings):
             volumes = VolumeDataset(load_sites(dataset_dir, site, split), spatial_size, **options)
             title = f"{site}, {split} images, {model}"
             SegmentationEvaluator(device, volumes, network, inferer, folder, "evaluation", title).run()
+            record_scores(folder, settings)
         summaries[site] = read_json(folder / "evaluation_summary.json")
     return summaries
