@@ -13,6 +13,7 @@ from shared.data.pairs import Sample
 from shared.distributed import call_method
 from shared.fields import invert
 from shared.trainer import RegistrationTrainer
+from shared.warp import warp
 
 from .objective import SymmetricObjective
 
@@ -48,17 +49,19 @@ class CascadeTrainer(RegistrationTrainer):
 
 
 class CascadeInferer(Inferer):
-    """Pair in, both displacement fields out."""
+    """Pair in, both displacement fields out, and the moving image warped by the first."""
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return ``ddf`` and ``inv_ddf`` (B, d, *S) in voxels for ``inputs`` (B, 2, *S).
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return ``warped`` (B, 1, *S), ``ddf`` and ``inv_ddf`` (B, d, *S) in voxels for ``inputs`` (B, 2, *S).
 
-        A network without a reverse field gets its field inverted numerically.
+        Of a network in training mode also the fields of every scale, see :meth:`SymmetricCascade.fields`. One without a
+        reverse field gets its field inverted numerically.
         """
         fields = call_method(network, "fields", inputs)
-        ddf = fields["ddf"]
-        inverse = fields["inv_ddf"] if "inv_ddf" in fields else invert(ddf)[0]
-        return {"ddf": ddf, "inv_ddf": inverse}
+        if "inv_ddf" not in fields:
+            fields["inv_ddf"] = invert(fields["ddf"])[0]
+        fields["warped"] = warp(inputs[:, :1], fields["ddf"])
+        return fields if network.training else {name: fields[name] for name in ("warped", "ddf", "inv_ddf")}
 
 
 class BlurSchedule:

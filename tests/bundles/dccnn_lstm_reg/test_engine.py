@@ -8,6 +8,7 @@ from bundles.dccnn_lstm_reg.scripts.engine import BlurSchedule, CascadeInferer
 from bundles.dccnn_lstm_reg.scripts.objective import SymmetricObjective
 from shared.data.augmentation import PairAugmentation
 from shared.fields import compose
+from shared.warp import warp
 from tests.tiny import kill_at, same, weights
 
 from .tiny import make_network, make_trainer
@@ -81,6 +82,11 @@ def test_the_inferer_gives_both_directions(options):
     image = torch.rand(1, 2, 12, 12, 12, generator=torch.Generator().manual_seed(0))
     fields = CascadeInferer()(image, network.eval())
     assert fields["ddf"].shape == fields["inv_ddf"].shape == (1, 3, 12, 12, 12)
+    assert set(fields) == {"warped", "ddf", "inv_ddf"}
+    assert torch.equal(fields["warped"], warp(image[:, :1], fields["ddf"]))
+    training = CascadeInferer()(image, network.train())
+    assert [entry["scale"] for entry in training["scales"]] == [1, 0]
+    assert torch.equal(training["warped"], fields["warped"])
     if options:  # inverted, or inverse by construction
         inside = compose(fields["ddf"], fields["inv_ddf"])[..., 3:-3, 3:-3, 3:-3]
         assert inside.norm(dim=1).mean() < 0.03 < fields["ddf"].norm(dim=1).mean()
