@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,19 @@ from .weights import network_settings, unwrap
 __all__ = ["holds_scores", "record_scores", "scores_of"]
 
 
-def scores_of(network: nn.Module, **asked: Any) -> dict[str, Any]:
-    """Return what decides scores: a network's weights and options, and what else is asked for."""
-    return {"weights": hash_of_weights(unwrap(network).state_dict()), "network": network_settings(network), **asked}
+# Of an inferer's attributes, what is written down: options, not the objects that are made of them.
+_PLAIN = (bool, int, float, str, list, tuple)
+
+
+def scores_of(network: nn.Module, inferer: Callable, **asked: Any) -> dict[str, Any]:
+    """Return what decides scores: a network's weights and options, the inferer's, and what else is asked for."""
+    options = {name: value for name, value in getattr(inferer, "__dict__", {}).items() if isinstance(value, _PLAIN)}
+    return {
+        "weights": hash_of_weights(unwrap(network).state_dict()),
+        "network": network_settings(network),
+        "inferer": {"class": type(inferer).__name__, **options},
+        **asked,
+    }
 
 
 def holds_scores(folder: Path, settings: dict[str, Any]) -> bool:

@@ -87,15 +87,11 @@ def evaluate_tasks(
     if len(set(names)) < len(names):
         raise InputError(f"found tasks {names}, expected each name once: their results would share a folder")
     output_dir, summaries = Path(output_dir), {}
+    grid = [spatial_size, spacing_mm, ct_window]
+    common = scores_of(network, inferer, split=split, grid=grid, objective=str(objective))
     for dataset_dir, task in tasks:
         places = {"": output_dir / task, **{name: output_dir / "corrupted" / name / task for name in corruptions}}
-        settings = scores_of(
-            network,
-            dataset_dir=str(dataset_dir),
-            split=split,
-            grid=[spatial_size, spacing_mm, ct_window],
-            objective=str(objective),
-        )
+        settings = {**common, "dataset_dir": str(dataset_dir)}
         left = {name: folder for name, folder in places.items() if not holds_scores(folder, settings)}
         if left:
             dataset = PairDataset(load_pairs(dataset_dir, task, split), spatial_size, spacing_mm, ct_window)

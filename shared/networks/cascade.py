@@ -56,7 +56,7 @@ class SymmetricCascade(nn.Module):
         update: "compose" exponentiates and composes increments; "add" adds them to the field as they are.
         repair_folds: halve an increment (at last drop it) where the field would fold, so that no voxel ever does.
         consistency_steps: how often the forward and the reverse field are brought closer to each other's inverses, both
-            alike, after each scale's corrections (path "full"; the others' fields are so by construction).
+            alike, before they are given out (path "full"; the others' fields are so by construction).
         integration_steps: squarings of an increment's exponential. Increments are small: 4 are within 1e-3 voxels.
         checkpointing: compute the steps' activations again in the backward pass instead of keeping them.
         output: what `forward` returns: "ddf", or "dvf": the velocity of half the deformation, as `samcl` wants it from
@@ -155,7 +155,7 @@ class SymmetricCascade(nn.Module):
         states, _ = self._cascade(image)
         if self.output == "dvf":
             return self._crop(self._enlarge(states[-1]), image)
-        return self._both_ways(states[-1], image)[0]
+        return self._native(self._ends(self._enlarge(states[-1])), image)[0]
 
     @torch.jit.unused
     def fields(self, image: Tensor) -> dict[str, Any]:
@@ -171,12 +171,15 @@ class SymmetricCascade(nn.Module):
             step, in voxels of its scale. ``padding``: what `F.pad` did to the image before.
         """
         states, increments = self._cascade(image)
-        scales = []
+        scales: list[dict[str, Any]] = []
+        pair: list[Tensor] = []
         for number, state in enumerate(states):
             pair = self._ends(state)
             names = ("ddf", "inv_ddf")[: len(pair)]
             scales.append({"scale": self.levels - 1 - number, **dict(zip(names, pair, strict=True))})
-        pair = self._both_ways(states[-1], image)
+        if self.finest > 0:
+            pair = self._ends(self._enlarge(states[-1]))
+        pair = self._native(pair, image)
         ends = dict(zip(("ddf", "inv_ddf"), pair, strict=False))
         return {**ends, "scales": scales, "increments": increments, "padding": self._padding(image)}
 
@@ -252,13 +255,13 @@ class SymmetricCascade(nn.Module):
         """Return flags (N,) as they broadcast over fields."""
         return flags.view([-1] + [1] * (self.spatial_dims + 1))
 
-    def _both_ways(self, state: Tensor, image: Tensor) -> list[Tensor]:
-        """Return the forward and the reverse field on the image's grid."""
-        ends: list[Tensor] = []
-        for end in self._ends(self._enlarge(state)):
+    def _native(self, ends: list[Tensor], image: Tensor) -> list[Tensor]:
+        """Return fields of the full, padded size on the image's grid."""
+        native: list[Tensor] = []
+        for end in ends:
             field = self._crop(end, image)
-            ends.append(self._unfold(field) if self.repair_folds else field)
-        return ends
+            native.append(self._unfold(field) if self.repair_folds else field)
+        return native
 
     def _double(self, field: Tensor) -> Tensor:
         return F.interpolate(field, scale_factor=2.0, mode=self.mode, align_corners=False)

@@ -95,6 +95,23 @@ def test_scores_of_other_weights_or_settings_are_made_again_and_it_is_said(tasks
     assert "split: found test, asked for val" in capsys.readouterr().out
 
 
+class Shifted:
+    """An inferer with an option."""
+
+    def __init__(self, voxels: float) -> None:
+        self.voxels = voxels
+
+    def __call__(self, image, network):
+        return {"ddf": network(image) + self.voxels}
+
+
+def test_scores_of_another_option_of_the_inferer_are_made_again(tasks, tmp_path, capsys):
+    options = {"split": "test", "output_dir": tmp_path / "out", "spatial_size": (SIZE,) * 3}
+    first, second = (evaluate_tasks(make_network(), Shifted(n), CPU, tasks[:1], **options)["A"] for n in (0.0, 3.0))
+    assert "inferer.voxels: found 0.0, asked for 3.0" in capsys.readouterr().out
+    assert first["metrics"]["dice"] != second["metrics"]["dice"]
+
+
 def test_a_killed_evaluation_leaves_no_scores_that_pass_for_others(tasks, tmp_path, monkeypatch):
     evaluate(tmp_path / "out", tasks[:1])
     record = tmp_path / "out" / "A" / "evaluation_settings.json"

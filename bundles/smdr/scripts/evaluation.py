@@ -110,9 +110,10 @@ def evaluate_tasks(
     if corruptions:
         raise InputError(f"found corruptions {list(corruptions)}, expected none: they are for pairs of images")
     output_dir, summaries = Path(output_dir), {}
+    common = scores_of(network, inferer, split=split, size=spatial_size, options=options)
     for dataset_dir, site in tasks:
         folder = output_dir / site
-        settings = scores_of(network, dataset_dir=str(dataset_dir), split=split, size=spatial_size, options=options)
+        settings = {**common, "dataset_dir": str(dataset_dir)}
         if not holds_scores(folder, settings):
             volumes = VolumeDataset(load_sites(dataset_dir, site, split), spatial_size, **options)
             title = f"{site}, {split} images, {model}"
