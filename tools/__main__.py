@@ -100,7 +100,7 @@ def compare(
         plan: JSON file, or the name of one in tools/plans; its own strategy sets the budget.
         strategies: of the bundle, e.g. "[sequential,er,samcl]".
         seeds: how many, or which ("[3,4]"); by default the plan's.
-        match: "passes" gives every strategy as many forward and backward passes, "iterations" as many iterations.
+        match: "passes" lets every strategy send as many samples forward, "iterations" gives as many iterations.
         out: folder; by default output/<plan>_compare in the collection.
         jobs: chains side by side, sharing the CPU's cores.
         changes: as for chain.

@@ -56,7 +56,7 @@ def matched(plan: Plan, strategy: str, match: str) -> Plan:
     Args:
         plan: its own strategy sets the budget.
         strategy: the other one, or a variant of the plan.
-        match: "passes" for the same number of forward and backward passes, "iterations" for the same iterations.
+        match: "passes" for the same number of samples sent forward, "iterations" for the same iterations.
 
     Raises:
         InputError: an unknown ``match``, or iterations that are no plain number.

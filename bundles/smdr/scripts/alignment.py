@@ -17,7 +17,7 @@ caller averages the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ def meta_objective(
 
     The first order treats the step as a constant: of the product's gradient it keeps the half with the Hessian of L2.
 
+    At first order the first value carries the gradient that the step was made with instead of a graph, so that
+    ``backward`` does not send the first batch through the network again: it must not be differentiated twice. At second
+    order the Hessian-vector product goes through that graph anyway, and the gradient of L1 comes along with it.
+
     Args:
         loss: from network and batch to a scalar.
         network: its weights are ``t``; they stay as they are.
@@ -68,15 +72,21 @@ def meta_objective(
     if step == 0:
         return first_loss, loss(network, second)
     # A weight that this loss does not depend on has no gradient and stays where it is.
-    gradients = torch.autograd.grad(
-        first_loss, list(weights.values()), create_graph=second_order, retain_graph=True, allow_unused=True
-    )
+    gradients = torch.autograd.grad(first_loss, list(weights.values()), create_graph=second_order, allow_unused=True)
     stepped = {name: p if g is None else p - step * g for (name, p), g in zip(weights.items(), gradients, strict=True)}
 
     def run(*inputs: Any, **options: Any) -> Any:
         return functional_call(network, stepped, inputs, options)
 
+    if not second_order:
+        first_loss = _with_gradient(first_loss, list(weights.values()), gradients)
     return first_loss, loss(run, second)
+
+
+def _with_gradient(value: Tensor, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """Return a scalar equal to ``value`` whose gradient is the given one, found already; None is no gradient."""
+    found = [((p - p.detach()) * g).sum() for p, g in zip(weights, gradients, strict=True) if g is not None]
+    return sum(found, value.detach())
 
 
 def gradient_product(loss: Loss, network: nn.Module, first: Batch, second: Batch) -> tuple[Tensor, Tensor]:

@@ -149,7 +149,8 @@ class SMDR(_Replay):
     """Parallel gradient alignment on replay (Xu et al., arXiv 2406.18037, 2024), see ``alignment.py``.
 
     With replay sets the full method, with kept slices alignment alone. At the first site, the two halves of the
-    arbitrary part are augmented slices of that site. Two passes a sample.
+    arbitrary part are augmented slices of that site. Every sample goes forward once for each part, so twice; the exact
+    gradient of ``J_O`` makes its passes twice as costly as plain ones.
 
     Args:
         past: samples of the earlier sites.

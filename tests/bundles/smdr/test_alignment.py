@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bundles.smdr.scripts.alignment import ParallelAlignment, gradient_product, meta_objective, mixed_halves
 from bundles.smdr.scripts.network import SliceUNet
@@ -116,6 +117,37 @@ def cross_entropy(network, batch) -> torch.Tensor:
 def image_batch(generator: torch.Generator, count: int = 2) -> dict[str, torch.Tensor]:
     image = torch.rand(count, 1, 8, 8, generator=generator, dtype=torch.float64)
     return {"image": image, "label": (image[:, 0] > 0.6).long()}
+
+
+def arithmetic(work) -> int:
+    """Return the operations of matrix products and convolutions, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def test_no_batch_is_sent_backward_twice(generator):
+    network = small_network()
+    first, second = image_batch(generator), image_batch(generator)
+
+    def plain() -> None:
+        (cross_entropy(network, first) + cross_entropy(network, second)).backward()
+
+    def aligned(second_order: bool) -> None:
+        sum(meta_objective(cross_entropy, network, first, second, 0.1, second_order)).backward()
+
+    assert arithmetic(lambda: aligned(False)) == arithmetic(plain)
+    assert 1.5 < arithmetic(lambda: aligned(True)) / arithmetic(plain) < 2.2
+
+
+def test_gradient_of_the_first_loss_is_that_of_the_loss_itself(generator):
+    network = small_network()
+    first, second = image_batch(generator), image_batch(generator)
+    expected = gradient_of(cross_entropy(network, first), network)
+    for second_order in (False, True):
+        value, _ = meta_objective(cross_entropy, network, first, second, 0.1, second_order)
+        assert float(value.detach()) == float(cross_entropy(network, first).detach())
+        torch.testing.assert_close(gradient_of(3 * value, network), 3 * expected, rtol=1e-12, atol=1e-15)
 
 
 def test_second_order_gradient_of_a_network_agrees_with_finite_differences(generator):
