@@ -64,7 +64,8 @@ class MovingAverage:
     def load(self, values: Mapping[str, Tensor], updates: int) -> None:
         """Take up what a checkpoint holds."""
         for name, value in values.items():
-            self.values[name].copy_(value)
+            if value.numel():  # checkpoints of before may list a tensor without numbers, which does not learn
+                self.values[name].copy_(value)
         self.updates = updates
 
 

@@ -209,7 +209,8 @@ class SiteDiffusion(nn.Module):
         everything = number == 0 and len(self.sites) == 1
         self.denoiser.requires_grad_(everything or later_sites == "full")
         self.pretended.requires_grad_(everything)
-        self.pretended_films.requires_grad_(everything)
+        # Without modulation it is empty and takes part in no pass: several processes would wait for its gradient.
+        self.pretended_films.requires_grad_(everything and self._film_size > 0)
         for group, learns in ((self.prompts, True), (self.films, everything or later_sites != "prompt")):
             for index, parameter in enumerate(group):
                 parameter.requires_grad_(learns and index == number)
@@ -222,11 +223,11 @@ class SiteDiffusion(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Return what decides a training of it, in plain words: architecture, sites, what is frozen, where from."""
-        frozen = sorted(name for name, p in self.named_parameters() if not p.requires_grad)
+        frozen = {name: p.numel() for name, p in self.named_parameters() if not p.requires_grad}
         return {
             **self.architecture,
             "sites": list(self.sites),
-            "frozen": f"{len(frozen)} tensors, {self.frozen_hash()[:16]}" if frozen else "nothing",
+            "frozen": f"{len(frozen)} tensors, {self.frozen_hash()[:16]}" if any(frozen.values()) else "nothing",
             "origin": self.origin,
         }
 

@@ -54,17 +54,17 @@ def test_with_prompts_alone_nothing_else_changes(first, data, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one if name != "_extra_state")
 
 
-def test_several_processes_train_as_one(data, tmp_path):
-    runs.run_ranks(
-        "smdr", "training", (*SMOKE, "multi_gpu_train_diffusion"), dataset_dir=data, task="one", run_dir=tmp_path
-    )
+@pytest.mark.parametrize("conditioning", ["film", "prompt"])
+def test_several_processes_train_as_one(data, tmp_path, conditioning):
+    options = {"dataset_dir": data, "task": "one", "run_dir": tmp_path, "conditioning": conditioning}
+    runs.run_ranks("smdr", "training", (*SMOKE, "multi_gpu_train_diffusion"), **options)
     assert json.loads((tmp_path / "done.json").read_text())["passes"] > 0
     assert all(bool(torch.isfinite(v).all()) for v in load_tensors(tmp_path / "model.pt").values())
 
 
-def generate(data: Path, generator: Path, folder: Path, **options: object):
+def generate(data: Path, generator: Path, folder: Path, spatial_dims: int = 2, **options: object):
     smoke = json.loads((CONFIGS / "smoke.json").read_text())
-    network = SliceUNet(widths=tuple(smoke["network_def#widths"]))
+    network = SliceUNet(spatial_dims, widths=tuple(smoke["network_def#widths"]))
     torch.save(network.state_dict(), folder / "segmenter.pt")
     places = {"dataset_dir": data, "generator": generator, "model": folder / "segmenter.pt"}
     places |= {"output_dir": folder / "set", "task": "one"}

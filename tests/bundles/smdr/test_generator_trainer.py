@@ -15,7 +15,7 @@ from shared.diffusion import (
     prepare_generator,
 )
 from shared.errors import InputError
-from shared.files import load_tensors, read_json
+from shared.files import load_tensors, read_json, save_tensors
 from shared.handlers import TrainingLog
 from tests.bundles.smdr.tiny_generator import TinySite, make_generator, make_trainer
 from tests.tiny import kill_at, same, weights
@@ -66,6 +66,17 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(tmp_path, site):
         one, two = (load_tensors(tmp_path / folder / file) for folder in ("whole", "parts"))
         assert same(one.get("network", one), two.get("network", two))
     assert not same(weights(whole), load_tensors(tmp_path / "whole" / "model.pt"))  # those are the average
+
+
+def test_a_checkpoint_that_lists_a_tensor_without_numbers_goes_on(tmp_path):
+    kill_at(make_trainer(tmp_path, first()), 3)
+    state = load_tensors(tmp_path / "state.pt")
+    assert "pretended_films" not in state["average"]
+    state["average"]["pretended_films"] = torch.zeros(0, 0)  # as prompts without modulation had it
+    save_tensors(tmp_path / "state.pt", state)
+    again = make_trainer(tmp_path, first())
+    again.run()
+    assert (tmp_path / "done.json").is_file()
 
 
 def test_the_next_site_goes_on_from_the_file_and_harms_nothing(tmp_path):
