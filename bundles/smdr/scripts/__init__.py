@@ -28,7 +28,7 @@ from .generator_trainer import GeneratorTrainer
 from .inference import LabelOnImaged, LoadVolumed, SliceInferer, segment_files
 from .labelling import SampleFilter, choose_labels
 from .memory import ExemplarMemory
-from .network import SliceUNet
+from .network import SliceUNet, image_channels
 from .pooling import load_tasks
 from .privacy import check_private
 from .rehearsal import CaseRehearsal
@@ -69,6 +69,7 @@ __all__ = [
     "choose_labels",
     "evaluate_tasks",
     "first_or_later",
+    "image_channels",
     "load_generator",
     "load_sites",
     "load_tasks",

@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-__all__ = ["SliceUNet"]
+__all__ = ["SliceUNet", "image_channels"]
+
+
+def image_channels(channels: int, slices: int, spatial_dims: int) -> int:
+    """Return the channels of a sample's image: slices bring their neighbours along, a 3D patch holds them.
+
+    Args:
+        channels: of the images.
+        slices: adjacent slices that a 2D network sees at once.
+        spatial_dims: of a sample, 2 or 3.
+    """
+    return channels * (slices if spatial_dims == 2 else 1)
 
 
 class SliceUNet(nn.Module):
@@ -53,7 +64,7 @@ class SliceUNet(nn.Module):
         self.factor = 2 ** (len(widths) - 1)
         self.unet = UNet(
             spatial_dims=spatial_dims,
-            in_channels=channels * (slices if spatial_dims == 2 else 1),
+            in_channels=image_channels(channels, slices, spatial_dims),
             out_channels=classes,
             channels=tuple(widths),
             strides=(2,) * (len(widths) - 1),

@@ -25,6 +25,7 @@ from shared.hashes import hash_of_file
 from shared.host_run import HostRun
 from shared.run_directory import RunDirectory
 
+from .network import image_channels
 from .replay import INDEX
 
 __all__ = ["CaseRehearsal"]
@@ -123,7 +124,8 @@ class CaseRehearsal:
         """Return what the generator that ships can draw; nothing if its images are not what the segmenter takes."""
         if not self._generator.is_file():
             return []
-        shape = (self.options["slices"] * self.options["channels"], *self.options["spatial_size"])
+        size = self.options["spatial_size"]
+        shape = (image_channels(self.options["channels"], self.options["slices"], len(size)), *size)
         # Weights are drawn before they are loaded: not from the training's random numbers.
         with self._told("the generator that ships is not used"), torch.random.fork_rng():
             return list(load_generator(self._generator, shape).sites)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bundles.smdr.scripts.network import SliceUNet
+from bundles.smdr.scripts.replay import ReplayDataset
 from shared.files import load_tensors
 from tests.bundles import runs
 from tests.decathlon_folder import write_site
@@ -85,6 +86,13 @@ def test_labels_may_be_drawn_along(data, tmp_path):
     run("training", SMOKE, dataset_dir=data, task="one", run_dir=tmp_path / "joint", labels="joint", iterations=60)
     generate(data, tmp_path / "joint", tmp_path, labels="joint", model="none.pt")
     assert json.loads((tmp_path / "set" / "index.json").read_text())["settings"]["labels"] == "joint"
+
+
+def test_patches_of_volumes_are_learnt_and_drawn(data, tmp_path):
+    size = {"spatial_size": "[16,16,8]"}
+    run("training", SMOKE, dataset_dir=data, task="one", run_dir=tmp_path / "generator", **size)
+    generate(data, tmp_path / "generator", tmp_path, spatial_dims=3, **size)
+    assert ReplayDataset(tmp_path / "set")[0]["image"].shape == (1, 16, 16, 8)
 
 
 def test_a_generator_of_another_image_size_is_refused(first, data, tmp_path):

@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from bundles.smdr.scripts.network import SliceUNet
+from bundles.smdr.scripts.network import SliceUNet, image_channels
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,17 @@ from bundles.smdr.scripts.network import SliceUNet
 def test_scores_have_the_size_of_the_image(device, spatial_dims, size, options):
     torch.manual_seed(0)
     network = SliceUNet(spatial_dims, **options).to(device).eval()
-    channels = network.channels * (network.slices if spatial_dims == 2 else 1)
+    channels = image_channels(network.channels, network.slices, spatial_dims)
     image = torch.rand(2, channels, *size, device=device)
     scores = network(image)
     assert scores.shape == (2, options.get("classes", 2), *size)
     scripted = torch.jit.script(network)
     torch.testing.assert_close(scripted(image), scores)
+
+
+@pytest.mark.parametrize(("spatial_dims", "expected"), [(2, 10), (3, 2)])
+def test_only_slices_bring_their_neighbours_as_channels(spatial_dims, expected):
+    assert image_channels(2, 5, spatial_dims) == expected
 
 
 def test_every_class_score_depends_on_every_channel():

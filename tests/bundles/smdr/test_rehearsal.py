@@ -108,12 +108,12 @@ def drawn(monkeypatch):
 SLICES = {"slices": 1, "channels": 1, "spatial_size": [8, 8]}
 
 
-def shipped(root, files, options=None):
+def shipped(root, files, options=None, **generator_options):
     """A bundle with weights and a generator of two sites."""
     models = root / "models"
     models.mkdir(exist_ok=True)
     save_tensors(models / "model.pt", {"weight": torch.zeros(1)})
-    generator = make_generator("site_1")
+    generator = make_generator("site_1", **generator_options)
     generator.add_site("site_2")
     generator.save(models / "generator.pt")
     found = rehearsal(root, files)
@@ -178,6 +178,11 @@ def test_a_generator_of_other_images_is_told_and_left(tmp_path, files, drawn, ca
     assert shipped(tmp_path, files, {**SLICES, "spatial_size": [32, 32]}).sets([]) == []
     assert drawn == []
     assert "the generator that ships is not used" in capsys.readouterr().out
+
+
+def test_a_generator_of_patches_is_used(tmp_path, files, drawn):
+    patches = {"slices": 3, "channels": 1, "spatial_size": [8, 8, 8]}
+    assert len(shipped(tmp_path, files, patches, spatial_dims=3).sets([])) == 2
 
 
 def test_the_generator_goes_on_from_the_one_that_ships_then_from_its_own(tmp_path, files, drawn):
