@@ -103,6 +103,22 @@ class ExemplarMemory:
         """Return the capacity; what is kept follows from the run of ``init_from``."""
         return {"exemplars": self.capacity}
 
+    def share_with(self, site: str) -> int:
+        """Return how many slices each site may keep once this one is added; to be asked before it is learnt, too.
+
+        Raises:
+            InputError: the site is in the memory already, or there are more sites than slices may be kept.
+        """
+        if site in self._slices:
+            raise InputError(f"found site {site!r} in the memory already, expected each site once")
+        share = self.capacity // (len(self._slices) + 1)
+        if share == 0:
+            raise InputError(
+                f"found {len(self._slices) + 1} sites and a memory of {self.capacity} slices, expected at least as "
+                "many slices as sites (buffer_size)"
+            )
+        return share
+
     def add(self, site: str, dataset: torch.utils.data.Dataset, generator: torch.Generator) -> None:
         """Take slices of a site that was learnt.
 
@@ -112,13 +128,9 @@ class ExemplarMemory:
             generator: draws them.
 
         Raises:
-            InputError: the site is in the memory already, or there are more sites than slices may be kept.
+            InputError: see :meth:`share_with`.
         """
-        if site in self._slices:
-            raise InputError(f"found site {site!r} in the memory already, expected each site once")
-        share = self.capacity // (len(self._slices) + 1)
-        if share == 0:
-            raise InputError(f"found {len(self._slices) + 1} sites, expected a memory of at least as many slices")
+        share = self.share_with(site)
         self._slices = {name: slices[:share] for name, slices in self._slices.items()}
         size = len(dataset)  # type: ignore[arg-type]
         added = []

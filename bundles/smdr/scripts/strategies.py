@@ -76,8 +76,11 @@ class _Replay(Strategy):
         """Compare what can be replayed with the sites that were learnt.
 
         Raises:
-            InputError: an earlier site without samples, samples of the site that is learnt, or of another size.
+            InputError: an earlier site without samples, samples of the site that is learnt, or of another size; or no
+                room in the memory for the site.
         """
+        if self.memory is not None and not trainer.task_ended:
+            self.memory.share_with(trainer.task)  # before hours of training, not at its end
         earlier, found = [site for site in self._learnt if site != trainer.task], list(self.past.sites)
         if self.memory is None and trainer.task in found:
             raise InputError(f"found a replay set of {trainer.task!r}, the site that is learnt; expected earlier ones")

@@ -73,7 +73,7 @@ def test_bad_memories_are_refused(tmp_path):
         ExemplarMemory(0)
     with pytest.raises(InputError, match="found site 'site0' in the memory already"):
         filled().add("site0", BRIGHT, torch.Generator())
-    with pytest.raises(InputError, match="found 2 sites, expected a memory of at least as many slices"):
+    with pytest.raises(InputError, match="found 2 sites and a memory of 1 slices, expected at least as many"):
         filled(1, 2)
     with pytest.raises(InputError, match="found the memory of another strategy"):
         ExemplarMemory().load(tmp_path, {"seen": 3, "numbers": []})

@@ -257,6 +257,30 @@ def test_a_later_site_without_anything_to_replay_is_refused(tmp_path, make, mess
         trainer.run()
 
 
+@pytest.mark.parametrize(
+    ("task", "capacity", "message"),
+    [
+        ("bright", 4, "found site 'bright' in the memory already, expected each site once"),
+        ("dark", 1, "found 2 sites and a memory of 1 slices, expected at least as many slices as sites"),
+    ],
+)
+@pytest.mark.parametrize("make", [ER, SMDR])
+def test_a_site_that_the_memory_cannot_keep_is_refused_before_it_is_learnt(tmp_path, make, task, capacity, message):
+    first = learnt(tmp_path / "0", make(ExemplarMemory(4)))
+    options = {"dataset": DARK, "task": task, "init_from": first.run_directory.path}
+    trainer = make_trainer(tmp_path / "1", make(ExemplarMemory(capacity)), **options)
+    with pytest.raises(InputError, match=message):
+        trainer.run()
+    assert trainer.state.iteration == 0
+
+
+def test_a_run_that_was_killed_after_its_site_was_kept_ends(tmp_path):
+    learnt(tmp_path, ER(ExemplarMemory(4)))
+    (tmp_path / "done.json").unlink()
+    learnt(tmp_path, ER(ExemplarMemory(4)))
+    assert (tmp_path / "done.json").is_file()
+
+
 def test_a_replay_set_of_the_site_itself_is_refused(tmp_path):
     trainer = make_trainer(tmp_path / "run", ER(ReplayDataset(write_set(tmp_path / "set", "bright"))))
     with pytest.raises(InputError, match="found a replay set of 'bright', the site that is learnt"):
