@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, did_you_mean
+from ..transform_io import IMAGE_SUFFIXES, image_name
 
 __all__ = ["ALL", "SAMPLE", "Atlas", "atlas_choices", "choose_atlases", "find_atlases"]
 
 ALL = "all"
 # The pair that ships with a bundle: it steps back where there are others.
 SAMPLE = "synthetic"
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _LABEL = "_label"
 
 
@@ -27,7 +27,7 @@ class Atlas:
 
 
 def _stem(path: Path) -> str | None:
-    return next((path.name[: -len(end)] for end in _SUFFIXES if path.name.lower().endswith(end)), None)
+    return image_name(path) if path.name.lower().endswith(IMAGE_SUFFIXES) else None
 
 
 def find_atlases(folder: str | Path) -> dict[str, Atlas]:

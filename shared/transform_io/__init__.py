@@ -6,7 +6,7 @@ of the moving image. Everywhere else fields are in voxels of the grid they live 
 
 from .files import TRANSFORM_FORMATS, read_transform, write_transform
 from .grid import Grid, affine_ddf, network_grid, points_to_grid, to_native
-from .images import IMAGE_SUFFIXES, check_image_name, read_with_itk, write_image, write_nifti
+from .images import IMAGE_SUFFIXES, check_image_name, image_name, read_with_itk, write_image, write_nifti
 from .itk_files import write_itk_displacement
 from .points import POINT_SUFFIXES, PointFile, is_point_file, read_point_file, write_point_file
 from .transform import Affine, Displacement, Transform
@@ -22,6 +22,7 @@ __all__ = [
     "Transform",
     "affine_ddf",
     "check_image_name",
+    "image_name",
     "is_point_file",
     "network_grid",
     "points_to_grid",

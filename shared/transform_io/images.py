@@ -23,6 +23,7 @@ __all__ = [
     "affine4",
     "check_image_name",
     "grid_of_itk",
+    "image_name",
     "itk_image",
     "keep_locale",
     "read_with_itk",
@@ -37,6 +38,14 @@ _UNEVEN, _TOLERANCE = "ITK_non_uniform_sampling_deviation", 0.01
 # Floating voxels are compressed where a sample (runs, voxels of each) shrinks below this share.
 _WORTH, _RUNS, _RUN = 0.8, 32, 1024
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+_MORE_SUFFIXES = (".hdr", ".img", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # that are read only
+
+
+def image_name(path: str | Path) -> str:
+    """Return the name of an image without the suffix of its format; folders (DICOM) keep theirs, dots and all."""
+    path = Path(path)
+    ends = () if path.is_dir() else (*IMAGE_SUFFIXES, *_MORE_SUFFIXES)
+    return next((path.name[: -len(end)] for end in ends if path.name.lower().endswith(end)), path.name)
 
 
 def affine4(grid: Grid) -> np.ndarray:

@@ -21,7 +21,7 @@ from shared.data.volumes import read_volume
 from shared.errors import InputError
 from shared.files import writable_dir
 from shared.hosting import told_to_host
-from shared.transform_io import Grid, write_nifti
+from shared.transform_io import Grid, image_name, write_nifti
 
 __all__ = ["LabelOnImaged", "LoadVolumed", "SliceInferer", "segment_files"]
 
@@ -124,7 +124,7 @@ def segment_files(
         preprocessing: ends with ``image`` (C, H, W, n), see :class:`LoadVolumed`.
         postprocessing: from ``pred`` to a label map (1, i, j, k), see :class:`LabelOnImaged`.
         output_dir: where the label maps go.
-        image: one file or several, of any size, spacing and orientation.
+        image: one file or several, or folders of a DICOM series, of any size, spacing and orientation.
         sample_from: (dataset_dir, site) of the image that is taken when none is given: the first for validation.
 
     Returns:
@@ -139,7 +139,7 @@ def segment_files(
             raise InputError("found no image, expected a file or a list of files")
         files = [Path(load_sites(*sample_from, "val")[0]["image"])]
     folder = writable_dir(output_dir)
-    targets = [folder / f"{_stem(file)}_label.nii.gz" for file in files]
+    targets = [folder / f"{image_name(file)}_label.nii.gz" for file in files]
     if len(set(targets)) < len(targets):
         raise InputError(f"found images {[f.name for f in files]}, expected different names: results are called so")
     network.eval()
@@ -155,7 +155,3 @@ def segment_files(
         found = ", ".join(f"label {value}: {count} voxels" for value, count in counts.items()) or "no label"
         print(f"{file.name} segmented ({found}): written to {target}", flush=True)
     return targets
-
-
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").rpartition(".")[0] or file.name

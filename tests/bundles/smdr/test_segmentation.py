@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from shared.data.slice_dataset import SliceDataset, VolumeDataset
 from shared.errors import InputError
 from shared.files import save_json
 from tests.decathlon_folder import write_site
+from tests.dicom_series import write_dicom
 from tests.learn2reg_folder import affine, save
 from tools.results import collect
 
@@ -98,6 +100,15 @@ def test_several_files_and_a_sample_of_the_data(site, tmp_path):
         segment(Threshold(), tmp_path / "twice", image=[files[0], files[0]])
     with pytest.raises(InputError, match="found no image, expected a file or a list"):
         segment(Threshold(), tmp_path / "none")
+
+
+def test_two_dicom_series_are_not_taken_for_one(tmp_path):
+    folders = [tmp_path / f"1.2.840.113.{number}" for number in (1, 2)]
+    for series, folder in enumerate(folders):
+        values = np.random.default_rng(series).integers(0, 100, (4, 6, 6)).astype(np.int16)
+        write_dicom(folder, itk.image_from_array(values), str(series))
+    written = segment(Threshold(), tmp_path / "out", image=folders)
+    assert [path.name for path in written] == ["1.2.840.113.1_label.nii.gz", "1.2.840.113.2_label.nii.gz"]
 
 
 @pytest.mark.parametrize(

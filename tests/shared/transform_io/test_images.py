@@ -11,7 +11,7 @@ import pytest
 
 from shared.data.images import read_grid, read_voxels
 from shared.errors import InputError
-from shared.transform_io import IMAGE_SUFFIXES, Grid, read_with_itk, write_image, write_nifti
+from shared.transform_io import IMAGE_SUFFIXES, Grid, image_name, read_with_itk, write_image, write_nifti
 from tests.dicom_series import write_dicom
 from tests.learn2reg_folder import affine, blobs, save
 from tests.world_pair import world_pair
@@ -149,3 +149,23 @@ def test_a_smooth_field_is_stored_and_one_with_much_air_is_compressed(tmp_path):
     assert 1 <= sizes["smooth"] < 1.01
     assert sizes["bounded"] < 0.3
     assert sizes["labels"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("F.nii.gz", "F"),
+        ("a.b.NII", "a.b"),
+        ("eye.png", "eye"),
+        ("scan.nrrd", "scan"),
+        ("1.2.840.7", "1.2.840.7"),
+        ("scan.gz", "scan.gz"),
+    ],
+)
+def test_names_lose_the_suffix_of_an_image_only(tmp_path, name, expected):
+    assert image_name(tmp_path / name) == expected
+
+
+def test_a_folder_keeps_its_name(tmp_path):
+    (tmp_path / "series.dcm").mkdir()
+    assert image_name(tmp_path / "series.dcm") == "series.dcm"
