@@ -1,7 +1,8 @@
 """Segmentation sites in the Medical Decathlon folder layout.
 
 Layout: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022: ``dataset.json`` beside
-``imagesTr``, ``labelsTr``, ``imagesTs``. A site's name is its folder's.
+``imagesTr``, ``labelsTr``, ``imagesTs``. A site's name is its folder's. Beyond that layout, ``training`` entries may
+name their ``patient``: name it where one has several images, so that none of them is scored after another was learnt.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def channel_names(dataset_dir: str | Path, site: str) -> list[str]:
     return list(_names(find_site(dataset_dir, site), "modality").values())
 
 
-def _section(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, str]]:
+def _section(content: Mapping[str, Any], key: str, path: Path) -> list[Item]:
     """Return the items of a section; the Decathlon lists test images by their path alone."""
     section = content.get(key) or []
     items = [{"image": item} if isinstance(item, str) else item for item in section]
@@ -123,7 +124,22 @@ def _section(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str,
     return [dict(item) for item in items]
 
 
-def _split(content: Mapping[str, Any], path: Path) -> dict[str, list[dict[str, str]]]:
+def _by_patient(training: Sequence[Item], path: Path) -> dict[str, list[Item]]:
+    """Return patient -> images, in the order of their paths; without the key ``patient`` an image is one's only one."""
+    named = [item for item in training if item.get("patient") is not None]
+    if named and len(named) < len(training):
+        lacking = next(item["image"] for item in training if item.get("patient") is None)
+        raise InputError(
+            f"{path}: found a 'patient' for {len(named)} of {len(training)} 'training' images (none for {lacking}), "
+            "expected it for all of them, or for none where each image is of another patient"
+        )
+    patients: dict[str, list[Item]] = {}
+    for image, item in sorted({item["image"]: item for item in training}.items()):
+        patients.setdefault(str(item["patient"]) if named else image, []).append(item)
+    return patients
+
+
+def _split(content: Mapping[str, Any], path: Path) -> dict[str, list[Item]]:
     """Return the labelled items of each split; what the JSON does not split is split by patient."""
     listed = {key: _section(content, key, path) for key in SPLITS.values()}
     training = listed["training"]
@@ -135,12 +151,12 @@ def _split(content: Mapping[str, Any], path: Path) -> dict[str, list[dict[str, s
         )
     missing = [key for key in ("validation", "test") if not any(item.get("label") for item in listed[key])]
     if missing:
-        items = {item["image"]: item for item in training}
+        patients = _by_patient(training, path)
         try:
-            parts = split_patients(list(items), parts=("training", *missing))
+            parts = split_patients(list(patients), parts=("training", *missing))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        listed.update({part: [items[name] for name in names] for part, names in parts.items()})
+        listed.update({part: [item for name in names for item in patients[name]] for part, names in parts.items()})
     return {key: [item for item in items if item.get("label")] for key, items in listed.items()}
 
 
@@ -149,7 +165,8 @@ def read_site(dataset_dir: str | Path, site: str, split: str = "train") -> list[
 
     An item holds the paths ``image`` and ``label``, ``site``, and ``names``, label value -> name. Where the JSON has
     no labelled ``validation`` or ``test`` images (the Decathlon keeps its test labels to itself), they are taken from
-    ``training`` by :func:`split_patients`, always the same ones.
+    ``training`` by :func:`split_patients`, always the same ones: the images of a ``patient`` that the entries name all
+    into one split. Where none is named, each image counts as another patient's.
 
     Args:
         dataset_dir: folder of Decathlon folders, or one of them.
@@ -157,8 +174,8 @@ def read_site(dataset_dir: str | Path, site: str, split: str = "train") -> list[
         split: "train", "val" or "test".
 
     Raises:
-        InputError: unknown site or split, malformed JSON, images without labels, too few to split, or a file that
-            the JSON names and that is not there.
+        InputError: unknown site or split, malformed JSON, images without labels, a patient named for some of them
+            only, too few to split, or a file that the JSON names and that is not there.
     """
     if split not in SPLITS:
         raise InputError(f"found split {split!r}, expected one of {', '.join(SPLITS)}")

@@ -45,6 +45,31 @@ def test_what_the_dataset_does_not_split_is_split_by_patient(root):
     assert {split: read_site(root, "hospital_a", split) for split in splits} == splits
 
 
+def test_the_images_of_a_named_patient_stay_together(root):
+    folder = root / "hospital_a"
+    content = content_of(folder)
+    training = [{**entry, "patient": number // 2} for number, entry in enumerate(content["training"])]
+    patient_of = {str(folder / entry["image"]): entry["patient"] for entry in training}
+    splits = {}
+    for order in (1, -1):
+        rewrite(folder, {**content, "training": training[::order]})
+        splits[order] = {split: read_site(root, "hospital_a", split) for split in ("train", "val", "test")}
+    assert splits[1] == splits[-1]
+    members = [{patient_of[item["image"]] for item in items} for items in splits[1].values()]
+    assert sorted(map(len, members)) == [1, 1, 2]
+    assert set.union(*members) == {0, 1, 2, 3}
+    assert sum(len(items) for items in splits[1].values()) == 8
+
+
+def test_a_patient_of_some_images_only_is_named(root):
+    folder = root / "hospital_a"
+    content = content_of(folder)
+    training = [{**entry, "patient": "p"} for entry in content["training"][:3]] + content["training"][3:]
+    rewrite(folder, {**content, "training": training})
+    with pytest.raises(InputError, match=r"found a 'patient' for 3 of 8 'training' images \(none for .*case_003"):
+        read_site(root, "hospital_a", "train")
+
+
 def test_splits_of_the_dataset_are_kept(root):
     folder = root / "hospital_a"
     training = content_of(folder)["training"]
