@@ -27,6 +27,7 @@ from .evaluation import SegmentationEvaluator, evaluate_tasks, validation_title
 from .generator_trainer import GeneratorTrainer
 from .inference import LabelOnImaged, LoadVolumed, SliceInferer, segment_files
 from .labelling import SampleFilter, choose_labels
+from .leakage import RealImages
 from .memory import ExemplarMemory
 from .network import SliceUNet, image_channels
 from .pooling import load_tasks
@@ -52,6 +53,7 @@ __all__ = [
     "LabelOnImaged",
     "LoadVolumed",
     "LwF",
+    "RealImages",
     "ReplayDataset",
     "SampleFilter",
     "SegmentationEvaluator",

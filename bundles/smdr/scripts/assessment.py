@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shared.errors import InputError
 from shared.files import atomic_path, save_json
 
-from .leakage import leak_test
+from .leakage import leak_test, stacked
 from .quality import RandomFeatures, sample_quality
 from .replay import ReplayDataset, read_index
 
@@ -20,10 +19,6 @@ __all__ = ["ASSESSMENT", "assess_replay", "sample_sheet"]
 
 ASSESSMENT = "assessment.json"
 _WIDTHS = (4, 8, 8)  # of the features: no more than a small site's images can tell the covariance of
-
-
-def _images(dataset: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    return torch.stack([dataset[number]["image"] for number in range(len(dataset))]).float()
 
 
 def assess_replay(
@@ -39,25 +34,28 @@ def assess_replay(
         held_out: samples of patients that it never saw.
 
     Returns:
-        ``quality`` (see ``sample_quality``; its one entry ``missing`` says why there is none) and ``leakage`` (see
-        ``Leakage.summary``).
+        ``quality`` (see ``sample_quality``; its one entry ``missing`` says why there is none), ``leakage`` (see
+        ``Leakage.summary``), and ``suspect_samples``, the numbers of samples that may be copies, the worst first:
+        what ``exclude`` of ``make_replay`` takes.
 
     Raises:
         InputError: the set is not complete, its files were changed, or the images are of another size.
     """
     index = read_index(folder)
-    samples, seen, unseen = (_images(dataset) for dataset in (ReplayDataset(folder), training, held_out))
+    samples, seen, unseen = (stacked(dataset) for dataset in (ReplayDataset(folder), training, held_out))
     try:
         features = RandomFeatures(samples.shape[1], samples.ndim - 2, _WIDTHS)
         quality: dict[str, Any] = sample_quality(samples, unseen, features)
     except InputError as error:  # very few images have no figures of quality, which is no reason to stop
         quality = {"missing": str(error)}
+    leakage = leak_test(samples, seen, unseen)
     found = {
         "site": index["settings"]["site"],
         "drawn": index["drawn"],
         "dropped": index["dropped"],
         "quality": quality,
-        "leakage": leak_test(samples, seen, unseen).summary(),
+        "leakage": leakage.summary(),
+        "suspect_samples": [index["samples"][place]["number"] for place in leakage.suspects()],
     }
     save_json(Path(folder) / ASSESSMENT, found)
     return found

@@ -7,8 +7,10 @@ finds copies, also dimmed, flipped or blurred ones; it proves nothing about what
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,10 @@ from monai.networks.layers import GaussianFilter
 from torch import Tensor
 
 from shared.errors import InputError
-from shared.files import atomic_path
 
-__all__ = ["Leakage", "leak_figure", "leak_test"]
+__all__ = ["LeakFilter", "Leakage", "RealImages", "leak_test", "stacked"]
+
+Images = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Leakage:
     @property
     def ratio(self) -> Tensor:
         """(N,) distance to the nearest training image over that to the nearest held-out one; a copy's is near 0."""
-        return self.to_training / self.to_held_out.clamp(min=1e-12)
+        return _ratio(self.to_training, self.to_held_out)
 
     def suspects(self, threshold: float = 0.5) -> list[int]:
         """Return the numbers of samples whose ratio lies below ``threshold``, the worst first."""
@@ -91,19 +94,108 @@ def leak_test(samples: Tensor, training: Tensor, held_out: Tensor, size: int = 3
     Raises:
         InputError: an empty set, or images of different sizes.
     """
-    sets = {"samples": samples, "training images": training, "held-out images": held_out}
-    for name, images in sets.items():
-        if not len(images) or images.shape[1:] != samples.shape[1:]:
-            raise InputError(
-                f"found {len(images)} {name} of {tuple(images.shape[1:])}, expected one or more of "
-                f"{tuple(samples.shape[1:])}"
-            )
+    for name, images in {"samples": samples, "training images": training, "held-out images": held_out}.items():
+        _check(name, images, samples.shape[1:])
     seen, unseen = (_appearance(images, size, sigma) for images in (training, held_out))
     to_training, nearest_training = _nearest(samples, seen, size, sigma)
     to_held_out, nearest_held_out = _nearest(samples, unseen, size, sigma)
     reference, _ = _nearest(held_out, seen, size, sigma)
     counts = (len(training), len(held_out))
     return Leakage(to_training, to_held_out, nearest_training, nearest_held_out, counts, reference)
+
+
+class LeakFilter:
+    """Finds samples too near to a training image while a replay set is drawn, so that none of them is ever written.
+
+    Args:
+        training: (M, C, *S) in [0, 1], all images that the generator was trained on.
+        held_out: (H, C, *S), of patients that it never saw.
+        threshold: a sample is too near whose distance to the nearest training image is less than so many times that
+            to the nearest held-out one.
+        size: see :func:`leak_test`.
+        sigma: see :func:`leak_test`.
+
+    Raises:
+        InputError: an empty set, images of different sizes, or a threshold that is no number above 0.
+    """
+
+    def __init__(
+        self, training: Tensor, held_out: Tensor, threshold: float = 0.5, size: int = 32, sigma: float = 1.0
+    ) -> None:
+        if not isinstance(threshold, (int, float)) or not threshold > 0:
+            raise InputError(f"found leak_threshold {threshold!r}, expected a number above 0, or null: not compared")
+        self._shape = training.shape[1:]
+        for name, images in {"training images": training, "held-out images": held_out}.items():
+            _check(name, images, self._shape)
+        self.threshold, self._size, self._sigma = float(threshold), size, sigma
+        self._training, self._held_out = (_appearance(images, size, sigma).cpu() for images in (training, held_out))
+
+    def __call__(self, images: Tensor) -> list[bool]:
+        """Return which of the images (N, C, *S) are too near.
+
+        Raises:
+            InputError: images of another size than the real ones.
+        """
+        _check("samples", images, self._shape)
+        found = [
+            _nearest(images.cpu(), known, self._size, self._sigma)[0] for known in (self._training, self._held_out)
+        ]
+        return (_ratio(*found) < self.threshold).tolist()
+
+
+class RealImages:
+    """A site's real images to compare samples with, read when they are asked for and once.
+
+    Args:
+        dataset: from items to samples with ``image`` (C, *S) in [0, 1].
+        training: items that the generator was trained on, or what returns them.
+        held_out: items of patients that it never saw, or what returns them.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[Any], Images],
+        training: Sequence[Any] | Callable[[], Sequence[Any]],
+        held_out: Sequence[Any] | Callable[[], Sequence[Any]],
+    ) -> None:
+        self._dataset, self._items = dataset, (training, held_out)
+
+    def _read(self, items: Sequence[Any] | Callable[[], Sequence[Any]]) -> Images:
+        return self._dataset(items() if callable(items) else items)
+
+    @cached_property
+    def training(self) -> Images:
+        """The samples that the generator was trained on."""
+        return self._read(self._items[0])
+
+    @cached_property
+    def held_out(self) -> Images:
+        """The samples that it never saw."""
+        return self._read(self._items[1])
+
+    def leak_filter(self, threshold: float | None = 0.5) -> LeakFilter | None:
+        """Return the filter of samples too near to a training image; None for a threshold of None, nothing is read.
+
+        Args:
+            threshold: see :class:`LeakFilter`.
+        """
+        return None if threshold is None else LeakFilter(stacked(self.training), stacked(self.held_out), threshold)
+
+
+def stacked(samples: Images) -> Tensor:
+    """Return the images of samples as one tensor (N, C, *S)."""
+    return torch.stack([samples[number]["image"] for number in range(len(samples))]).float()
+
+
+def _check(name: str, images: Tensor, shape: torch.Size) -> None:
+    if not len(images) or images.shape[1:] != shape:
+        raise InputError(
+            f"found {len(images)} {name} of {tuple(images.shape[1:])}, expected one or more of {tuple(shape)}"
+        )
+
+
+def _ratio(to_training: Tensor, to_held_out: Tensor) -> Tensor:
+    return to_training / to_held_out.clamp(min=1e-12)
 
 
 def _appearance(images: Tensor, size: int, sigma: float) -> Tensor:
@@ -134,44 +226,3 @@ def _nearest(images: Tensor, known: Tensor, size: int, sigma: float, chunk: int 
         distances.append(nearest.cpu())
         numbers.append(number.cpu())
     return torch.cat(distances), torch.cat(numbers)
-
-
-def leak_figure(
-    found: Leakage, samples: Tensor, training: Tensor, held_out: Tensor, path: str | Path, worst: int = 6
-) -> None:
-    """Draw the samples of the lowest ratio beside their nearest training and held-out image, first channel, mid slice.
-
-    The picture shows real patients. It belongs beside the data, not in a run folder: there
-    ``privacy.foreign_files`` would report it.
-
-    Args:
-        found: of :func:`leak_test`, for these very images.
-        samples: (N, C, *S) in [0, 1].
-        training: (M, C, *S).
-        held_out: (H, C, *S).
-        path: PNG to write.
-        worst: samples shown.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    numbers = found.ratio.argsort()[:worst].tolist()
-    figure = Figure(figsize=(6.6, 2.2 * len(numbers) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(numbers), 3, squeeze=False)
-    for row, number in enumerate(numbers):
-        nearest_training, nearest_held_out = int(found.training[number]), int(found.held_out[number])
-        cells = [
-            (samples[number], f"sample {number}, ratio {float(found.ratio[number]):.2f}"),
-            (training[nearest_training], f"training, distance {float(found.to_training[number]):.2f}"),
-            (held_out[nearest_held_out], f"held out, distance {float(found.to_held_out[number]):.2f}"),
-        ]
-        for axes, (image, title) in zip(grid[row], cells, strict=True):
-            plane = image[0].float().cpu()
-            plane = plane[..., plane.shape[-1] // 2] if plane.ndim == 3 else plane
-            axes.imshow(plane.T.flip(0).numpy(), cmap="gray", vmin=0, vmax=1)
-            axes.set_title(title, fontsize=8)
-            axes.set_xticks([])
-            axes.set_yticks([])
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")

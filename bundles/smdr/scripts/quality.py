@@ -2,9 +2,8 @@
 
 Features: a convolutional network of fixed random weights by default. Distances in the features of random networks rank
 generators sensibly, also outside natural images (Naeem et al., ICML 2020); they are the same for all sites and runs,
-while a segmenter's features change with its training and were made to ignore what differs between sites. Those are
-there too (:class:`LayerFeatures`): they tell what the segmenter sees. Values of FID compare with values of the same
-features only.
+while a segmenter's features change with its training and were made to ignore what differs between sites. Values of FID
+compare with values of the same features only.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from shared.errors import InputError
 
-__all__ = ["LayerFeatures", "RandomFeatures", "diversity", "sample_quality"]
+__all__ = ["RandomFeatures", "diversity", "sample_quality"]
 
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Asilomar 2003
 _KERNEL = 7
@@ -58,38 +57,6 @@ class RandomFeatures(nn.Module):
             images = F.leaky_relu(layer(images), 0.2)
             found.append(images.flatten(2).mean(2))
         return torch.cat(found, dim=1)
-
-
-class LayerFeatures:
-    """Mean of every channel of one layer's output: the deepest of a segmenter's encoder, say.
-
-    Args:
-        network: called on images (B, C, *S), in eval mode.
-        layer: dotted name of a module whose output is (B, F, *S).
-
-    Raises:
-        InputError: the network has no such layer.
-    """
-
-    def __init__(self, network: nn.Module, layer: str) -> None:
-        known = dict(network.named_modules())
-        if layer not in known:
-            raise InputError(f"found layer {layer!r}, expected a module of {type(network).__name__}")
-        self.network, self.layer = network, known[layer]
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features (B, F)."""
-        found: list[Tensor] = []
-        hook = self.layer.register_forward_hook(lambda _, __, output: found.append(output.flatten(2).mean(2)))
-        training = self.network.training
-        self.network.eval()
-        try:
-            self.network(images)
-        finally:
-            hook.remove()
-            self.network.train(training)
-        return found[0]
 
 
 def sample_quality(

@@ -22,7 +22,7 @@ from shared.distributed import from_first_rank
 from shared.errors import InputError
 from shared.files import read_json, save_json
 from shared.hashes import hash_of_file
-from shared.host_run import HostRun
+from shared.host_run import HostRun, is_handed_over
 from shared.run_directory import RunDirectory
 
 from .network import image_channels
@@ -43,6 +43,8 @@ class CaseRehearsal:
         replay_options: more ids of ``generate.json``; a ``count`` of 0 leaves no set.
         shipped_model: SHA-256 of the model file that has learnt what ``models/generator.pt`` draws; None: whatever the
             bundle's model is.
+        held_out: the host's cases for validation, if any: a sample nearer to a case that is learnt than to them may be
+            a copy.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class CaseRehearsal:
         generator_options: Mapping[str, Any],
         replay_options: Mapping[str, Any],
         shipped_model: str | None = None,
+        held_out: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.host, self.options, self.shipped_model = host, dict(options), shipped_model
         self.generator_options, self.replay_options = dict(generator_options), dict(replay_options)
+        self.held_out = list(held_out) if is_handed_over(held_out) else []  # else those of a site, not of the host
 
     @property
     def folder(self) -> Path:
@@ -154,7 +158,8 @@ class CaseRehearsal:
         with self._told("not all of what the weights that ship have learnt is rehearsed"), torch.random.fork_rng():
             for site in sites:
                 if not (self.folder / site / INDEX).is_file() or not read_json(self.folder / site / INDEX)["complete"]:
-                    self._draw(self._generator, self.host.model, site)
+                    # Nothing real of these sites is at hand.
+                    self._draw(self._generator, self.host.model, site, {"replay_set#originals": None})
         return bool(sites)
 
     def _generate(self, model: Path) -> None:
@@ -170,22 +175,31 @@ class CaseRehearsal:
             config_file=str(configs / "train_diffusion.json"),
             **{**self._common(site), **learning, "train#dataset#data": self.host.cases, **self.generator_options},
         )
-        self._draw(learning["run_dir"], model, site)
+        self._draw(learning["run_dir"], model, site, self._originals())
         save_json(self.folder / site / _CASES, sorted(self._hashes()))
         self.host.say(f"{self.folder / site}: generated slices of these cases, for later trainings")
 
-    def _draw(self, generator: str | Path | None, model: Path, site: str) -> None:
-        """Write a site's replay set."""
+    def _originals(self) -> dict[str, Any]:
+        """Return the ids of ``generate.json`` by which samples of the host's cases are compared with the cases."""
+        if not self.held_out:
+            self.host.say(
+                "the samples that stand for these cases are not compared with them: that needs cases for validation"
+            )
+            return {"replay_set#originals": None}
+        return {"real_images#training": self.host.cases, "real_images#held_out": self.held_out}
+
+    def _draw(self, generator: str | Path | None, model: Path, site: str, originals: Mapping[str, Any]) -> None:
+        """Write a site's replay set; ``originals`` says what its samples are compared with."""
         import monai.bundle
 
         configs = self.host.bundle_root / "configs"
         drawing = {"generator": str(generator), "model": str(model), "output_dir": str(self.folder / site)}
-        # Neither picture nor comparison with the cases: the set alone, and the look for real images.
+        # Neither picture nor assessment: the set alone, and the look for real images.
         steps = ["@replay_set", "$scripts.check_private(@private_dirs, @record)"]
         monai.bundle.run(
             run_id="generating",
             config_file=[str(configs / "train.json"), str(configs / "generate.json")],
-            **{**self._common(site), **drawing, "generating": steps, **self.replay_options},
+            **{**self._common(site), **drawing, "generating": steps, **originals, **self.replay_options},
         )
 
     def _common(self, site: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,22 @@ from shared.hashes import hash_of_file, hash_of_weights
 from shared.settings import differences
 
 from .labelling import Labeller, SampleFilter, judge
+from .leakage import LeakFilter
 
 __all__ = ["INDEX", "ReplayDataset", "make_replay", "read_index"]
 
 INDEX = "index.json"
 _FORMAT = 1
+_TOO_NEAR = "too near to a training image"
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Who labels the samples of a set, and which are dropped."""
+
+    labels: Labeller
+    keep: SampleFilter
+    originals: LeakFilter | None
 
 
 def make_replay(
@@ -42,6 +54,7 @@ def make_replay(
     batch_size: int = 16,
     exclude: Sequence[int] = (),
     patience: int = 20,
+    originals: LeakFilter | None = None,
 ) -> Path:
     """Draw samples of a site until ``count`` of them are fit for training, and write them.
 
@@ -63,13 +76,15 @@ def make_replay(
         batch_size: samples drawn at a time; part of what decides their bits.
         exclude: numbers left out: those that a leak test found too near to a patient.
         patience: give up when so many times ``count`` have been drawn.
+        originals: which samples are too near to an image that the generator was trained on: they are dropped before
+            anything of them is written. None where no real image is at hand: not compared.
 
     Returns:
         the index.
 
     Raises:
-        InputError: an unknown site, or one without statistics; a folder with another set or with changed files; or
-            hardly any sample is fit.
+        InputError: an unknown site, or one without statistics; a folder with another set or with changed files;
+            originals of another size; or hardly any sample is fit.
     """
     folder, keep = writable_dir(folder), keep or SampleFilter()
     _check_site(generator, site)
@@ -83,9 +98,10 @@ def make_replay(
         "steps": steps,
         "batch_size": batch_size,
         "exclude": sorted(exclude),
+        "leak_threshold": None if originals is None else originals.threshold,
     }
     with sole_owner(folder, "sampling"):
-        _fill(generator, folder, _begin(folder, settings), labels, keep, patience)
+        _fill(generator, folder, _begin(folder, settings), _Rules(labels, keep, originals), patience)
     return folder / INDEX
 
 
@@ -96,9 +112,7 @@ def _check_site(generator: SiteDiffusion, site: str) -> None:
         raise InputError(f"found no statistics of site {site!r} in the generator, expected those of its training run")
 
 
-def _fill(
-    generator: SiteDiffusion, folder: Path, index: dict[str, Any], labels: Labeller, keep: SampleFilter, patience: int
-) -> None:
+def _fill(generator: SiteDiffusion, folder: Path, index: dict[str, Any], rules: _Rules, patience: int) -> None:
     """Draw batches until the set is complete; raise InputError where hardly any sample is fit."""
     site, count, done = index["settings"]["site"], index["settings"]["count"], len(index["samples"])
     with tqdm(total=count, initial=done, desc=f"replay of {site}", unit="image", dynamic_ncols=True) as bar:
@@ -107,9 +121,9 @@ def _fill(
                 raise InputError(
                     f"{folder}: found {len(index['samples'])} fit samples of {site!r} among {index['drawn']} "
                     f"({_in_words(index['dropped'])}), expected {count}: train generator or segmenter longer, or "
-                    "lower min_confidence"
+                    "lower min_confidence; fewer are too near to a training image with more patients to learn from"
                 )
-            _draw_batch(generator, folder, index, labels, keep)
+            _draw_batch(generator, folder, index, rules)
             bar.update(len(index["samples"]) - bar.n)
             bar.set_postfix(drawn=index["drawn"])
 
@@ -129,7 +143,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         save_json(folder / INDEX, index)
         return index
     index = read_index(folder, complete=False)
-    changed = differences(index["settings"], settings)
+    changed = differences({"leak_threshold": None, **index["settings"]}, settings)  # older sets were not compared
     if changed:
         raise InputError(
             f"{folder}: holds another replay set ({changed}); expected the same settings to go on with it, or an "
@@ -138,22 +152,22 @@ def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
-def _draw_batch(
-    generator: SiteDiffusion, folder: Path, index: dict[str, Any], labels: Labeller, keep: SampleFilter
-) -> None:
+def _draw_batch(generator: SiteDiffusion, folder: Path, index: dict[str, Any], rules: _Rules) -> None:
     """Draw the next batch, write what is fit, then the index that makes it count."""
     options, first = index["settings"], index["drawn"]
     site, size = options["site"], options["batch_size"]
     # Always whole batches: a smaller last one could round differently.
     seeds = [sample_seed(options["seed"], site, number) for number in range(first, first + size)]
-    images, probabilities = labels(generator, draw_samples(generator, site, seeds, options["steps"]))
+    images, probabilities = rules.labels(generator, draw_samples(generator, site, seeds, options["steps"]))
+    images = images.cpu().half()  # as they are written: whoever compares the files finds the same
+    near = [False] * size if rules.originals is None else rules.originals(images.float())
     found, confidence, area = (t.cpu() for t in judge(probabilities))
     for place, number in enumerate(range(first, first + size)):
         if len(index["samples"]) == options["count"]:
             break
         index["drawn"] = number + 1
         scores = {"confidence": round(float(confidence[place]), 6), "area": round(float(area[place]), 6)}
-        fault = keep.fault(scores["confidence"], scores["area"], generator.sites[site])
+        fault = _TOO_NEAR if near[place] else rules.keep.fault(**scores, statistics=generator.sites[site])
         fault = fault or ("one more empty" if _is_surplus(index, scores["area"], generator.sites[site]) else None)
         fault = "excluded" if number in options["exclude"] else fault
         if fault is not None:
@@ -173,7 +187,7 @@ def _is_surplus(index: dict[str, Any], area: float, statistics: Mapping[str, Any
 
 
 def _write(path: Path, image: Tensor, label: Tensor) -> None:
-    arrays = {"image": image.cpu().half().numpy(), "label": label.numpy()}
+    arrays = {"image": image.numpy(), "label": label.numpy()}
     atomic_write(path, lambda stream: np.savez_compressed(stream, **arrays))
 
 

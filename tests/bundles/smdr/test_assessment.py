@@ -8,7 +8,7 @@ from PIL import Image
 
 from bundles.smdr.scripts.assessment import ASSESSMENT, assess_replay, sample_sheet
 from bundles.smdr.scripts.privacy import foreign_files
-from bundles.smdr.scripts.replay import ReplayDataset
+from bundles.smdr.scripts.replay import ReplayDataset, read_index
 from shared.errors import InputError
 from shared.files import read_json
 from tests.bundles.smdr.test_replay import make
@@ -32,11 +32,13 @@ def test_the_figures_of_a_set_lie_beside_its_index(tmp_path):
 
 
 def test_a_set_of_copies_is_found_out(tmp_path):
-    make(tmp_path)
+    make(tmp_path, exclude=[1])
     copies = [{"image": item["image"]} for item in map(ReplayDataset(tmp_path).__getitem__, range(5))]
     found = assess_replay(tmp_path, copies, images(6, 3))
     assert found["leakage"]["suspects"] == 5
     assert found["leakage"]["lowest_ratio"] < 1e-3
+    # By these numbers they can be excluded from a set made anew.
+    assert sorted(found["suspect_samples"]) == [entry["number"] for entry in read_index(tmp_path)["samples"]]
 
 
 def test_few_images_have_no_quality_and_the_reason_is_told(tmp_path):

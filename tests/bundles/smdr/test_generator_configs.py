@@ -82,6 +82,19 @@ def test_a_replay_set_with_its_picture_and_figures(first, data, tmp_path):
     assert json.loads((tmp_path / "set_privacy.json").read_text())["foreign_files"] == []
 
 
+def test_samples_are_compared_with_the_sites_images_while_they_are_drawn(first, data, tmp_path):
+    generate(data, first, tmp_path)
+    assert json.loads((tmp_path / "set" / "index.json").read_text())["settings"]["leak_threshold"] == 0.5
+    (tmp_path / "more").mkdir()
+    # A threshold that any sample falls short of: nothing is fit.
+    with pytest.raises(AssertionError, match=r"found 0 fit samples of 'one' .*too near to a training image\)"):
+        generate(data, first, tmp_path / "more", leak_threshold=1e6)
+    (tmp_path / "none").mkdir()
+    off = {"leak_threshold": None, "generating": "['@replay_set']", "task": "one", "dataset_dir": tmp_path / "gone"}
+    generate(data, first, tmp_path / "none", **off)
+    assert json.loads((tmp_path / "none" / "set" / "index.json").read_text())["settings"]["leak_threshold"] is None
+
+
 def test_labels_may_be_drawn_along(data, tmp_path):
     run("training", SMOKE, dataset_dir=data, task="one", run_dir=tmp_path / "joint", labels="joint", iterations=60)
     generate(data, tmp_path / "joint", tmp_path, labels="joint", model="none.pt")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bundles.smdr.scripts.leakage import leak_figure, leak_test
+from bundles.smdr.scripts.leakage import LeakFilter, RealImages, leak_test
 from shared.errors import InputError
 
 
@@ -100,13 +100,40 @@ def test_sets_that_do_not_compare_are_refused(training, message):
         leak_test(patients(2, 0), training, patients(2, 1))
 
 
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_the_worst_cases_are_drawn(tmp_path, spatial_dims):
-    sets = [patients(4, seed, spatial_dims, size=10) for seed in (2, 0, 1)]
-    leak_figure(leak_test(*sets), *sets, tmp_path / "worst.png", worst=3)
-    from PIL import Image
+def test_the_filter_finds_what_the_test_finds():
+    training, held_out, samples = patients(40, 0), patients(30, 1), patients(12, 2)
+    samples[4], samples[7] = noisy(training[17:18])[0], held_out[3]
+    near = LeakFilter(training, held_out)(samples)
+    assert [number for number, found in enumerate(near) if found] == [4]
+    everything = LeakFilter(training, held_out, threshold=100)(samples)
+    assert everything == [float(ratio) < 100 for ratio in leak_test(samples, training, held_out).ratio]
+    assert not everything[7]
 
-    with Image.open(tmp_path / "worst.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.size[0] > 300
-        assert picture.size[1] > picture.size[0] * 0.9
+
+@pytest.mark.parametrize("threshold", [0, -1.0, "null"])
+def test_a_threshold_that_is_no_number_above_zero_is_refused(threshold):
+    with pytest.raises(InputError, match=f"found leak_threshold {threshold!r}, expected a number above 0, or null"):
+        LeakFilter(patients(2, 0), patients(2, 1), threshold)
+
+
+def test_the_filter_refuses_images_of_other_sizes():
+    with pytest.raises(InputError, match="found 0 held-out images"):
+        LeakFilter(patients(2, 0), patients(0, 1))
+    with pytest.raises(InputError, match=r"found 3 samples of \(1, 16, 16\), expected one or more of \(1, 24, 24\)"):
+        LeakFilter(patients(2, 0), patients(2, 1))(patients(3, 2, size=16))
+
+
+def test_real_images_are_read_when_they_are_asked_for_and_once():
+    read = []
+
+    def dataset(items):
+        read.append(list(items))
+        return [{"image": patients(1, item)[0]} for item in items]
+
+    real = RealImages(dataset, lambda: [0, 1, 2], [3, 4])
+    assert real.leak_filter(None) is None
+    assert read == []
+    assert real.leak_filter(0.25).threshold == 0.25
+    assert [len(real.training), len(real.held_out)] == [3, 2]
+    assert read == [[0, 1, 2], [3, 4]]
+    assert real.leak_filter()(patients(1, 1)) == [True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundles.smdr.scripts.quality import LayerFeatures, RandomFeatures, diversity, sample_quality
+from bundles.smdr.scripts.quality import RandomFeatures, diversity, sample_quality
 from shared.errors import InputError
 from tests.bundles.smdr.test_leakage import patients
 
@@ -64,16 +64,6 @@ def test_equal_images_are_alike_at_any_size(size):
 def test_volumes_have_figures_too():
     found = sample_quality(patients(60, 1, 3, size=10), patients(120, 0, 3, size=10), RandomFeatures(1, 3))
     assert found["fid"] < 3 * found["fid_of_real"]
-
-
-def test_features_of_a_networks_layer():
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 3)).train()
-    features, images = LayerFeatures(network, "0"), patients(5, 0)
-    torch.testing.assert_close(features(images), network[0](images).flatten(2).mean(2))
-    assert network.training
-    assert not bool(network[1].running_mean.any())
-    with pytest.raises(InputError, match="found layer 'encoder', expected a module of Sequential"):
-        LayerFeatures(network, "encoder")
 
 
 @pytest.mark.parametrize(("samples", "real"), [(60, 90), (40, 120)])

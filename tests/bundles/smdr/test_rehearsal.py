@@ -133,6 +133,30 @@ def test_what_the_weights_that_ship_have_learnt_is_drawn_once(tmp_path, files, d
     assert len(drawn) == 2
 
 
+def test_samples_of_a_hosts_cases_are_compared_with_the_cases(tmp_path, files, drawn, capsys):
+    held_out = [{"image": "validation.nii.gz", "label": "x"}]
+    host = HostRun([{"image": str(path), "label": "x"} for path in files], tmp_path, "site")
+    CaseRehearsal(host, {}, {}, {}, held_out=held_out).remember(tmp_path)
+    assert drawn[1]["real_images#training"] == host.cases
+    assert drawn[1]["real_images#held_out"] == held_out
+    assert "replay_set#originals" not in drawn[1]
+    assert "not compared" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held_out", [[], [{"image": "other", "label": "x", "site": "embedded"}]])
+def test_without_cases_for_validation_it_is_said_that_nothing_is_compared(tmp_path, files, drawn, capsys, held_out):
+    host = HostRun([{"image": str(path), "label": "x"} for path in files], tmp_path, "site")
+    CaseRehearsal(host, {}, {}, {}, held_out=held_out).remember(tmp_path)
+    assert drawn[1]["replay_set#originals"] is None
+    assert capsys.readouterr().out.count("are not compared with them: that needs cases for validation") == 1
+
+
+def test_nothing_real_is_read_for_the_sites_that_ship(tmp_path, files, drawn, capsys):
+    shipped(tmp_path, files).sets([])
+    assert [run["replay_set#originals"] for run in drawn] == [None, None]
+    assert "compared" not in capsys.readouterr().out
+
+
 def test_renewed_weights_do_not_label_what_ships(tmp_path, files, drawn, capsys):
     first = shipped(tmp_path, files)
     model, previous = tmp_path / "models" / "model.pt", tmp_path / "models" / "model_previous.pt"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bundles.smdr.scripts.labelling import PseudoLabels, SampleFilter
+from bundles.smdr.scripts.leakage import LeakFilter, leak_test
 from bundles.smdr.scripts.replay import INDEX, ReplayDataset, make_replay, read_index
 from shared.diffusion import draw_samples, from_channels, sample_seed
 from shared.errors import InputError
@@ -265,3 +266,50 @@ def test_no_more_samples_are_empty_than_images_of_the_site(tmp_path, share, expe
     assert sum(entry["area"] == 0 for entry in index["samples"]) == expected
     assert sum(index["dropped"].values()) == index["drawn"] - 8
     assert set(index["dropped"]) <= {"one more empty", "empty"}
+
+
+def drawn_images(folder: Path) -> torch.Tensor:
+    dataset = ReplayDataset(folder)
+    return torch.stack([dataset[number]["image"] for number in range(len(dataset))])
+
+
+def test_copies_of_a_training_image_never_reach_the_disk(tmp_path):
+    make(tmp_path / "all")
+    images = drawn_images(tmp_path / "all")
+    strangers = torch.rand(8, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    originals = LeakFilter(images[[1, 2]], torch.cat([strangers, images[[0, 3, 4]]]))
+    make(tmp_path / "set", originals=originals)
+    index = read_index(tmp_path / "set")
+    numbers = [entry["number"] for entry in index["samples"]]
+    assert numbers[:3] == [0, 3, 4]
+    assert len(numbers) == 5
+    assert index["dropped"]["too near to a training image"] == index["drawn"] - 5 >= 2
+    assert index["settings"]["leak_threshold"] == 0.5
+    assert {path.name for path in (tmp_path / "set").glob("*.npz")} == {e["file"] for e in index["samples"]}
+    found = leak_test(drawn_images(tmp_path / "set"), images[[1, 2]], torch.cat([strangers, images[[0, 3, 4]]]))
+    assert found.suspects() == []
+
+
+def test_a_set_that_was_compared_is_another_set(tmp_path):
+    make(tmp_path)
+    assert read_index(tmp_path)["settings"]["leak_threshold"] is None
+    strangers = [torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    with pytest.raises(InputError, match=r"holds another replay set \(leak_threshold: found None, asked for 0\.5"):
+        make(tmp_path, originals=LeakFilter(*strangers))
+
+
+def test_a_set_from_before_there_was_a_comparison_goes_on(tmp_path):
+    make(tmp_path)
+    index = read_json(tmp_path / INDEX)
+    del index["settings"]["leak_threshold"]
+    save_json(tmp_path / INDEX, index)
+    make(tmp_path)
+
+
+def test_a_generator_of_copies_alone_gives_up_and_says_why(tmp_path):
+    make(tmp_path / "all", count=20)
+    images = drawn_images(tmp_path / "all")
+    originals = LeakFilter(images, torch.rand(1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(InputError, match=r"found 0 fit samples .*20 too near to a training image"):
+        make(tmp_path / "set", patience=4, originals=originals)
+    assert list((tmp_path / "set").glob("*.npz")) == []
