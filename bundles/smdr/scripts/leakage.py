@@ -123,7 +123,7 @@ class LeakFilter:
         self, training: Tensor, held_out: Tensor, threshold: float = 0.5, size: int = 32, sigma: float = 1.0
     ) -> None:
         if not isinstance(threshold, (int, float)) or not threshold > 0:
-            raise InputError(f"found leak_threshold {threshold!r}, expected a number above 0, or null: not compared")
+            raise InputError(f"found leak_threshold {threshold!r}, expected a number above 0, or $None: not compared")
         self._shape = training.shape[1:]
         for name, images in {"training images": training, "held-out images": held_out}.items():
             _check(name, images, self._shape)

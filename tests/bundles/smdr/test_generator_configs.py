@@ -90,7 +90,7 @@ def test_samples_are_compared_with_the_sites_images_while_they_are_drawn(first, 
     with pytest.raises(AssertionError, match=r"found 0 fit samples of 'one' .*too near to a training image\)"):
         generate(data, first, tmp_path / "more", leak_threshold=1e6)
     (tmp_path / "none").mkdir()
-    off = {"leak_threshold": None, "generating": "['@replay_set']", "task": "one", "dataset_dir": tmp_path / "gone"}
+    off = {"leak_threshold": "$None", "generating": "['@replay_set']", "task": "one", "dataset_dir": tmp_path / "gone"}
     generate(data, first, tmp_path / "none", **off)
     assert json.loads((tmp_path / "none" / "set" / "index.json").read_text())["settings"]["leak_threshold"] is None
 
