@@ -233,10 +233,10 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         self.run_directory.check_settings(settings)
         if self.run_directory.is_done():
             load_weights(self.network, self.run_directory.model)
-            self._say("this run is complete; nothing to train")
+            self.say("this run is complete; nothing to train")
             return
         self._resumed = restore(self)
-        self._say(self.data_loader.describe())
+        self.say(self.data_loader.describe())
         self._clock = time.perf_counter()
         self.begin()
         if self.state.iteration < self.state.max_epochs * self.state.epoch_length:
@@ -249,10 +249,11 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
             self.save()
         record = {"settings": digest(settings), "passes": self.passes, **costs(self)}
         self.run_directory.finish(self.final_weights(), record)
-        self._say(f"trained for {self.seconds:.0f} s, {record['wait_share']:.1%} of them waiting for samples")
+        self.say(f"trained for {self.seconds:.0f} s, {record['wait_share']:.1%} of them waiting for samples")
         self.barrier()
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line about the run, once."""
         if text and self.rank == 0:
             print(f"{self.run_directory.path}: {text}", flush=True)
 

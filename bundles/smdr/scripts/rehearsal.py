@@ -27,10 +27,12 @@ from shared.run_directory import RunDirectory
 
 from .network import image_channels
 from .replay import INDEX
+from .strategies import FORGOTTEN
 
 __all__ = ["CaseRehearsal"]
 
 _CASES = "cases.json"
+_NOT_COMPARED = {"replay_set#originals": "$None"}  # an expression: MONAI takes no notice of an option that is None
 
 
 class CaseRehearsal:
@@ -72,6 +74,10 @@ class CaseRehearsal:
             given: folders asked for.
         """
         if self.host.cases is None or given:
+            start = self.host.init_from
+            if not given and start is not None and Path(start).is_file():
+                # A run's folder says which sites it has learnt, and is refused; weights alone do not know.
+                self.host.say(f"{start}: found no replay_sets, so nothing is replayed: {FORGOTTEN}")
             return given
         if self.replay_options.get("count") != 0:
             from_first_rank(partial(self._draw_shipped))
@@ -159,7 +165,7 @@ class CaseRehearsal:
             for site in sites:
                 if not (self.folder / site / INDEX).is_file() or not read_json(self.folder / site / INDEX)["complete"]:
                     # Nothing real of these sites is at hand.
-                    self._draw(self._generator, self.host.model, site, {"replay_set#originals": None})
+                    self._draw(self._generator, self.host.model, site, _NOT_COMPARED)
         return bool(sites)
 
     def _generate(self, model: Path) -> None:
@@ -185,7 +191,7 @@ class CaseRehearsal:
             self.host.say(
                 "the samples that stand for these cases are not compared with them: that needs cases for validation"
             )
-            return {"replay_set#originals": None}
+            return _NOT_COMPARED
         return {"real_images#training": self.host.cases, "real_images#held_out": self.held_out}
 
     def _draw(self, generator: str | Path | None, model: Path, site: str, originals: Mapping[str, Any]) -> None:

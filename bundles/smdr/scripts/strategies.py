@@ -23,7 +23,9 @@ from .memory import ExemplarMemory, Past, draw_evenly
 if TYPE_CHECKING:
     from .trainer import Batch, Sample, SegmenterTrainer
 
-__all__ = ["ER", "SMDR", "LwF"]
+__all__ = ["ER", "FORGOTTEN", "SMDR", "LwF"]
+
+FORGOTTEN = "what these weights have learnt of earlier sites will be forgotten"
 
 
 class LwF(Distillation):
@@ -93,6 +95,8 @@ class _Replay(Strategy):
         if not found and trainer.init_from is not None and trainer.init_from.is_dir():
             wanted = "replay_sets of the earlier sites" if self.memory is None else "one that kept slices of its sites"
             raise InputError(f"{trainer.init_from}: found nothing to replay with this run, expected {wanted}")
+        if self.memory is not None and not found and trainer.init_from is not None:
+            trainer.say(f"{trainer.init_from}: found no kept slices, so nothing is replayed: {FORGOTTEN}")
         if found:
             shapes = [tuple(data[0]["image"].shape) for data in (self.past, trainer.data_loader.dataset)]
             if shapes[0] != shapes[1]:

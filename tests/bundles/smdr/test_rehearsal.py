@@ -66,6 +66,20 @@ def test_sets_that_are_asked_for_and_runs_on_folders_are_left_alone(tmp_path, fi
     quiet.remember(tmp_path)
 
 
+@pytest.mark.parametrize("given", ["none", "folder", "sets", "afresh"])
+def test_weights_without_replay_sets_are_told_to_forget(tmp_path, capsys, given):
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"")
+    start = {"folder": tmp_path, "afresh": None}.get(given, weights)
+    host = HostRun([{"image": "a", "label": "b", "site": "s"}], tmp_path, "s", start)
+    sets = ["mine"] if given == "sets" else []
+    assert CaseRehearsal(host, {}, {}, {"count": 100}).sets(sets) == sets
+    told = (
+        f"{weights}: found no replay_sets, so nothing is replayed: what these weights have learnt of earlier sites will"
+    )
+    assert capsys.readouterr().out.count(told) == (given == "none")
+
+
 def test_a_count_of_zero_leaves_no_set(tmp_path, files):
     rehearsal(tmp_path, files, count=0).remember(tmp_path)
     assert not (tmp_path / "models").exists()
@@ -147,13 +161,13 @@ def test_samples_of_a_hosts_cases_are_compared_with_the_cases(tmp_path, files, d
 def test_without_cases_for_validation_it_is_said_that_nothing_is_compared(tmp_path, files, drawn, capsys, held_out):
     host = HostRun([{"image": str(path), "label": "x"} for path in files], tmp_path, "site")
     CaseRehearsal(host, {}, {}, {}, held_out=held_out).remember(tmp_path)
-    assert drawn[1]["replay_set#originals"] is None
+    assert drawn[1]["replay_set#originals"] == "$None"
     assert capsys.readouterr().out.count("are not compared with them: that needs cases for validation") == 1
 
 
 def test_nothing_real_is_read_for_the_sites_that_ship(tmp_path, files, drawn, capsys):
     shipped(tmp_path, files).sets([])
-    assert [run["replay_set#originals"] for run in drawn] == [None, None]
+    assert [run["replay_set#originals"] for run in drawn] == ["$None", "$None"]
     assert "compared" not in capsys.readouterr().out
 
 

@@ -274,6 +274,16 @@ def test_a_site_that_the_memory_cannot_keep_is_refused_before_it_is_learnt(tmp_p
     assert trainer.state.iteration == 0
 
 
+@pytest.mark.parametrize("strategy", [Sequential, lambda: ER(ExemplarMemory(4)), lambda: SMDR(ExemplarMemory(4))])
+def test_weights_without_kept_slices_are_told_to_forget(tmp_path, capsys, strategy):
+    learnt(tmp_path / "0", strategy())
+    assert "nothing is replayed" not in capsys.readouterr().out
+    weights_file = tmp_path / "0" / "model.pt"
+    learnt(tmp_path / "1", strategy(), dataset=DARK, task="dark", init_from=weights_file)
+    told = f"{weights_file}: found no kept slices, so nothing is replayed: what these weights have learnt of earlier"
+    assert capsys.readouterr().out.count(told) == (strategy is not Sequential)
+
+
 def test_a_run_that_was_killed_after_its_site_was_kept_ends(tmp_path):
     learnt(tmp_path, ER(ExemplarMemory(4)))
     (tmp_path / "done.json").unlink()
