@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ _STATE_KEYS = {
     *("iteration", "world", "task_ended", "network", "optimizer", "scheduler", "handlers", "rng", "passes", "seconds"),
     *("waited", "log", "average", "updates", "strategy", "strategy_name"),
 }
-_TABLES = {".csv", ".log", ".lock"}
+_TABLES = {".log", ".lock"}
 _LONGEST = 4096  # numbers in one list of a JSON file: a 64 x 64 image would have as many
+_WIDEST = 64  # numbers in one row of a table: that image would have as many
 
 
 def check_private(folders: Sequence[str | Path], record: str | Path) -> None:
-    """Make sure that folders hold nothing of a real patient, as far as :func:`foreign_files` can tell.
+    """Make sure that folders hold no image of a real patient, as far as :func:`foreign_files` can tell.
 
     Args:
         folders: of generator, replay and segmenter.
@@ -39,8 +41,8 @@ def check_private(folders: Sequence[str | Path], record: str | Path) -> None:
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise InputError(
-            f"{'; '.join(found[:3])}{more}: expected generated samples, weights and statistics alone, so that nothing "
-            "of a patient stays"
+            f"{'; '.join(found[:3])}{more}: expected generated samples, weights and statistics alone, so that no "
+            "image of a patient stays"
         )
     looked_at = {str(folder): sum(p.is_file() for p in Path(folder).rglob("*")) for folder in folders}
     save_json(record, {"files_looked_at": looked_at, "foreign_files": []})
@@ -50,7 +52,8 @@ def foreign_files(run_dir: str | Path) -> list[str]:
     """Return every file under a folder that is not a generated sample, weights or statistics, with what is wrong.
 
     A sample counts as generated where the index of its replay set lists it with the hash that it has. Weights and
-    checkpoints may hold parameters, moments and counters; TensorBoard events may hold scalars; tables may be text.
+    checkpoints may hold parameters, moments and counters; beside a ``state.pt``, weights must have the names and shapes of
+    its network. TensorBoard events may hold scalars; tables may be text with few numbers a row: file names, scores.
 
     Args:
         run_dir: of generator, replay or segmenter; all folders below it are searched.
@@ -90,6 +93,9 @@ def _fault(path: Path, listed: dict[Path, str]) -> str | None:
     elif path.suffix == ".json":
         longest = _longest_list(read_json(path))
         fault = f"a list of {longest} numbers" if longest >= _LONGEST else None
+    elif path.suffix == ".csv":
+        widest = _widest_row(path)
+        fault = f"a row of {widest} numbers" if widest >= _WIDEST else None
     elif path.suffix in _TABLES or path.name in _TABLES:
         fault = None
     return fault
@@ -105,11 +111,39 @@ def _fault_of_weights(path: Path) -> str | None:
     content = load_tensors(path)
     if not isinstance(content, dict):
         return f"a {type(content).__name__}, expected named weights"
-    if all(isinstance(value, Tensor) for value in content.values()):
-        return None
+    if path.name != "state.pt" and all(isinstance(value, Tensor) for value in content.values()):
+        return _fault_beside_state(content, path.with_name("state.pt"))
     more = sorted(set(content) - _STATE_KEYS)
     more += _unlike_weights(content.get("strategy"), content.get("network", {}), "strategy")
     return f"holds {', '.join(more)}, expected weights, moments and counters" if more else None
+
+
+def _fault_beside_state(weights: Mapping[str, Tensor], state: Path) -> str | None:
+    """Compare weights with the network whose training they come from, where its checkpoint lies beside them."""
+    checkpoint = load_tensors(state) if state.is_file() else {}
+    network = checkpoint.get("network") if isinstance(checkpoint, dict) else None
+    if not isinstance(network, dict):
+        return None
+    more = [name for name, value in weights.items() if name not in network or network[name].shape != value.shape]
+    return (
+        f"holds {', '.join(sorted(more))}, expected the names and shapes of the network in {state.name}"
+        if more
+        else None
+    )
+
+
+def _widest_row(path: Path) -> int:
+    """Return the largest count of numbers in a line of a table, whatever separates them."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return max((sum(map(_is_number, re.split(r"[,;\s]+", line))) for line in lines), default=0)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unlike_weights(known: Any, weights: Mapping[str, Tensor], place: str) -> list[str]:

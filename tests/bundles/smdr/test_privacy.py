@@ -14,7 +14,7 @@ from bundles.smdr.scripts.privacy import check_private, foreign_files
 from bundles.smdr.scripts.replay import make_replay
 from shared.diffusion import prepare_generator
 from shared.errors import InputError
-from shared.files import read_json, save_json, save_tensors
+from shared.files import read_json, save_json, save_tensors, write_csv
 from shared.handlers import TrainingLog
 from tests.bundles.smdr.test_replay import OPTIONS, Bright
 from tests.bundles.smdr.tiny_generator import make_generator, make_trainer
@@ -68,6 +68,24 @@ def in_the_checkpoint(folder):
     save_tensors(folder / "state.pt", {**state, "last_batch": PATIENT})
 
 
+def among_the_weights(folder):
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    save_tensors(folder / "model.pt", {**weights, "patient_0001": PATIENT})
+
+
+def in_the_place_of_a_weight(folder):
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    save_tensors(folder / "model.pt", {**weights, "prompts.0": PATIENT})
+
+
+def as_table(folder):
+    np.savetxt(folder / "image.csv", PATIENT[0].numpy(), delimiter=",")
+
+
+def as_table_between_spaces(folder):
+    np.savetxt(folder / "image.csv", PATIENT[0].numpy())
+
+
 def in_json(folder):
     save_json(folder / "statistics.json", {"mean_image": PATIENT.tolist()})
 
@@ -89,6 +107,10 @@ def in_tensorboard(folder):
         (as_picture, "worst.png: neither"),
         (as_pickle, "cache.pkl: neither"),
         (in_the_checkpoint, "state.pt: holds last_batch, expected weights"),
+        (among_the_weights, "model.pt: holds patient_0001, expected the names and shapes of the network in state.pt"),
+        (in_the_place_of_a_weight, "model.pt: holds prompts.0, expected the names and shapes"),
+        (as_table, "image.csv: a row of 64 numbers"),
+        (as_table_between_spaces, "image.csv: a row of 64 numbers"),
         (in_json, "statistics.json: a list of 4096 numbers"),
         (in_tensorboard, "tensorboard/events.out.tfevents"),
     ],
@@ -102,7 +124,14 @@ def test_a_patients_image_is_found(run_dir, leave, message):
 
 def test_records_may_hold_lists_of_numbers(run_dir):
     save_json(run_dir / "scores.json", {"dice": [0.5] * 1000, "R": [[0.1, 0.2], [0.3, 0.4]]})
+    rows = [{"image": f"case {n}.nii.gz", **{f"dice_{i}": 0.5 for i in range(20)}} for n in range(5000)]
+    write_csv(run_dir / "validation_cases.csv", rows)
     assert foreign_files(run_dir) == []
+
+
+def test_weights_alone_have_nothing_to_be_compared_with(tmp_path):
+    save_tensors(tmp_path / "model.pt", {"weight": torch.zeros(3)})
+    assert foreign_files(tmp_path) == []
 
 
 def test_an_index_cannot_vouch_for_files_elsewhere(run_dir, tmp_path):
