@@ -52,8 +52,8 @@ def foreign_files(run_dir: str | Path) -> list[str]:
     """Return every file under a folder that is not a generated sample, weights or statistics, with what is wrong.
 
     A sample counts as generated where the index of its replay set lists it with the hash that it has. Weights and
-    checkpoints may hold parameters, moments and counters; beside a ``state.pt``, weights must have the names and shapes of
-    its network. TensorBoard events may hold scalars; tables may be text with few numbers a row: file names, scores.
+    checkpoints may hold parameters, moments and counters; beside a ``state.pt``, weights must have the names and shapes
+    of its network. TensorBoard events may hold scalars; tables may be text with few numbers a row: file names, scores.
 
     Args:
         run_dir: of generator, replay or segmenter; all folders below it are searched.
