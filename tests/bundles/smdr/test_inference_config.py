@@ -51,6 +51,14 @@ def _trained(scripts, folder):
     return parser.get_parsed_content("network_def")
 
 
+def test_the_metadata_say_what_the_generator_returns():
+    trained = json.loads((CONFIGS / "train_diffusion.json").read_text())["network_def"]
+    form = json.loads((CONFIGS / "metadata.json").read_text())["generator_data_format"]
+    returned = {"sample": "magnitude", "epsilon": "noise"}
+    assert form["outputs"]["pred"]["format"] == returned[trained["prediction"]]
+    assert form["outputs"]["pred"]["num_channels"] == form["inputs"]["image"]["num_channels"] == 3
+
+
 def test_ids_that_hosts_ask_for():
     train, inference = (json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "inference"))
     assert {"bundle_root", "device", "network_def", "inferer", "output_dir", "preprocessing", "postprocessing"} <= set(
