@@ -159,8 +159,8 @@ def mixed_halves(current: Batch, replay: Batch | None, generator: torch.Generato
 class ParallelAlignment:
     """The objective ``J_O + lambda J_A`` of a batch of the current site and one of the earlier sites.
 
-    Orientational, for memory: ``J_O = Lc(t) + Lp(t - a grad Lc(t))``, a step for the current site must lower the
-    loss on the earlier ones. Arbitrary, for unseen sites: ``J_A = LA(t) + LB(t - a grad LA(t))``, A and B random
+    Orientational, for memory: ``J_O = Lc(t) + Lp(t - a grad Lc(t))``, a step for the current site is to lower
+    the loss on the earlier ones. Arbitrary, for unseen sites: ``J_A = LA(t) + LB(t - a grad LA(t))``, A and B random
     halves of the pool, drawn anew at every call. Both start from the same weights. Without replay (the first site)
     ``J_O`` is ``Lc``, and A and B are halves of the current batch.
 
