@@ -22,8 +22,10 @@ from .checkpoint import restore_handlers
 from .data.embedded import task_name
 from .data.loader import SampleLoader
 from .data.sampler import ResumableSampler
+from .errors import InputError
 from .frozen import FrozenPhase
 from .run_directory import RunDirectory
+from .schedules import check_scheduler
 from .settings import digest
 from .trainer_checkpoint import costs, restore, save_checkpoint
 from .trainer_hooks import TrainerHooks
@@ -64,9 +66,9 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         train_handlers: MONAI and ignite handlers.
 
     Raises:
-        InputError: run_dir holds a run with other settings, ``init_from`` does not fit, or a ``frozen`` name fits no
-            parameter.
-        ValueError: an unknown ``autocast`` or a ``max_norm`` that is not above zero.
+        InputError: run_dir holds a run with other settings, ``init_from`` does not fit, a ``frozen`` name fits no
+            parameter, an unknown ``autocast``, a ``max_norm`` that is not above zero, or a scheduler that is none.
+        ValueError: MONAI's ``amp``.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         if autocast not in (None, "bfloat16"):
-            raise ValueError(f"found autocast {autocast!r}, expected null or bfloat16")
+            raise InputError(f"found autocast {autocast!r}, expected None or bfloat16")
         if kwargs.get("amp"):
             raise ValueError("found amp, expected autocast: bfloat16 needs no loss scaling")
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"found max_norm {max_norm}, expected null or a number above 0")
+        if max_norm is not None and (isinstance(max_norm, str) or not max_norm > 0):
+            raise InputError(f"found max_norm {max_norm!r}, expected None or a number above 0")
+        check_scheduler(scheduler)
         self.rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.task, self.seed, self.batch_size = task_name(task), seed, batch_size

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import check_bools
 from ..weights import trainable, unwrap
 from .distillation import frozen_copy
 from .importance import accumulate, add_penalty_gradient, add_to_path, path_importance, quadratic_penalty
@@ -82,9 +83,13 @@ class EWC(_Penalty):
         samples: training samples for the Fisher information; fewer where the task has fewer.
         normalise: scale each task's F to mean 1 over all weights, so that each task counts alike and ``strength`` does
             not depend on the loss's scale.
+
+    Raises:
+        InputError: a ``normalise`` that is neither True nor False.
     """
 
     def __init__(self, strength: float = 0.1, decay: float = 1.0, samples: int = 64, normalise: bool = True) -> None:
+        check_bools(normalise=normalise)
         super().__init__(strength)
         self.decay, self.samples, self.normalise = decay, samples, normalise
 

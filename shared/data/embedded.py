@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..errors import InputError
+from ..errors import InputError, check_bools
 from ..files import sole_owner, writable_dir
 from .decathlon import find_site, known_sites, read_site
 from .learn2reg import find_task, known_tasks, read_pairs
@@ -77,6 +77,7 @@ def load_pairs(
     Raises:
         InputError: unknown task (the known ones are listed), a task given twice, or an unusable folder.
     """
+    check_bools(with_self=with_self)
     pairs = []
     for name in task_names(task):
         folder = _home(known_tasks(dataset_dir).get(name), dataset_dir, name)

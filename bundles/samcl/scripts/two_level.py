@@ -40,7 +40,8 @@ class TwoLevelSAMCL(SAMCL):
         every: SAM in every n-th iteration; 1 is SAM in all.
 
     Raises:
-        ValueError: ``beta`` or ``gamma`` outside [0, 1], a ratio or ``every`` below 1.
+        ValueError: ``beta`` or ``gamma`` outside [0, 1], a ratio or ``every`` below 1, or an ``adaptive`` that is
+            neither True nor False.
     """
 
     def __init__(
