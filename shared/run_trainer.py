@@ -25,9 +25,9 @@ from .data.sampler import ResumableSampler
 from .errors import InputError
 from .frozen import FrozenPhase
 from .run_directory import RunDirectory
-from .schedules import check_scheduler
+from .schedules import check_scheduler, schedule_settings
 from .settings import digest
-from .trainer_checkpoint import costs, restore, save_checkpoint
+from .trainer_checkpoint import costs, restore, save_checkpoint, start_settings
 from .trainer_hooks import TrainerHooks
 from .weights import load_weights, network_settings, unwrap
 
@@ -60,8 +60,8 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         frozen: names of parameters, or of modules that hold them, that stay unchanged at first.
         frozen_iterations: for so many iterations; see :class:`FrozenPhase`.
         num_workers: threads that read samples ahead; None: see :class:`~shared.data.loader.SampleLoader`.
-        scheduler: a torch learning rate scheduler, stepped once an iteration; its state is in the checkpoint, and so
-            are those of schedulers attached as handlers.
+        scheduler: any torch learning rate scheduler that needs no metric, stepped once an iteration; its state is in
+            the checkpoint, and so are those of schedulers attached as handlers.
         inferer: kept for handlers and hosts that ask for it.
         train_handlers: MONAI and ignite handlers.
 
@@ -109,6 +109,7 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         self.run_directory = RunDirectory(run_dir, self.rank)
         self.init_from = Path(init_from).resolve() if init_from else None
         self.autocast, self.scheduler = autocast, scheduler
+        self._schedule = schedule_settings(scheduler)  # as constructed: its state moves on while it is stepped
         self.generator = torch.Generator()
         self.passes = 0
         self.seconds, self._clock = 0.0, 0.0
@@ -207,8 +208,8 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
             "world": self.world,
             "seed": self.seed,
             "autocast": self.autocast,
-            "scheduler": type(self.scheduler).__name__,
-            "init_from": str(self.init_from),
+            "scheduler": self._schedule,
+            **start_settings(self),
             **self.frozen.settings(),
             **({} if self.max_norm is None else {"max_norm": self.max_norm}),
         }
