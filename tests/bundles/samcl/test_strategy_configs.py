@@ -50,11 +50,12 @@ def scripts(monkeypatch):
         del sys.modules[name]
 
 
-def parser(name: str, **overrides: object):
+def parser(name: str, *more: str, before: str = "smoke", **overrides: object):
+    """Return the configs of a strategy, with an overlay before it and some after it."""
     from monai.bundle import ConfigParser
 
     config = ConfigParser()
-    config.read_config([CONFIGS / "train.json", CONFIGS / "smoke.json", CONFIGS / "strategies" / f"{name}.json"])
+    config.read_config([CONFIGS / f"{n}.json" for n in ("train", before, f"strategies/{name}", *more)])
     config.update(overrides)
     return config
 
@@ -102,6 +103,13 @@ def test_overlay_builds_a_strategy_that_makes_the_passes_it_says(name, scripts, 
     period = getattr(strategy, "every", 1)
     passes = (counts[-1] - counts[-1 - period]) / period
     assert passes == trainer.batch_size * parser(name)["passes_per_sample"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_option_masks_images_wherever_pairs_are_read(scripts, masked):
+    config = parser("samcl", "evaluate_tasks", mask_images=masked)
+    places = ("train#dataset", "validate#dataset", "evaluation", "past#options")
+    assert [config.get_parsed_content(f"{place}#mask_images") for place in places] == [masked] * 4
 
 
 def pooled_folders(root: Path, images: tuple[int, ...]) -> list[list[str]]:
