@@ -102,6 +102,7 @@ def _start_from(trainer: RunTrainer, source: Path) -> None:
     """Take weights, moments and what else is handed on from an earlier run; from a file, weights alone."""
     if source.is_file():
         load_weights(trainer.network, source)
+        trainer.inherit_weights()
         return
     previous = RunDirectory(source, trainer.rank, read_only=True) if source.is_dir() else None
     if previous is None or not previous.is_done():
