@@ -23,15 +23,21 @@ from .metrics import METRICS, assd_per_label, dice_per_label, hd95_per_label
 __all__ = ["CaseEvaluator", "format_table", "label_scores", "summarise"]
 
 
-def label_scores(found: Tensor, reference: Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Return Dice, HD95 and ASSD of two label maps, each the mean over the labels of either; none without labels.
+def label_scores(
+    found: Tensor, reference: Tensor, spacing_mm: Sequence[float], labels: Sequence[int] | None = None
+) -> dict[str, float]:
+    """Return Dice, HD95 and ASSD of two label maps, each the mean over the labels; none without labels.
+
+    A label that one map lacks counts with Dice 0 and has no distance.
 
     Args:
         found: label map (*S).
         reference: label map (*S).
         spacing_mm: voxel size along each axis.
+        labels: that count; None takes those of either map.
     """
-    labels = [int(v) for v in torch.unique(torch.cat([found.flatten(), reference.flatten()])) if v > 0]
+    if labels is None:
+        labels = [int(v) for v in torch.unique(torch.cat([found.flatten(), reference.flatten()])) if v > 0]
     if not labels:
         return {}
     scores = {

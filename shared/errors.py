@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from types import TracebackType
+from typing import Any
 
-__all__ = ["InputError", "did_you_mean", "report_input_errors"]
+__all__ = ["InputError", "check_bools", "did_you_mean", "report_input_errors"]
 
 
 class InputError(ValueError):
@@ -18,6 +19,19 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" with the known name nearest to ``found``, or "" where none is near."""
     near = get_close_matches(found, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def check_bools(**options: Any) -> None:
+    """Raise InputError where an option that is on or off is neither True nor False.
+
+    A command line reads ``--option false`` as text, and text that is not empty counts as true.
+
+    Args:
+        options: values by name.
+    """
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name}: found {value!r}, expected True or False")
 
 
 def report_input_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from .data.pair_entries import label_file
 from .data.pairs import PairDataset, Sample, stack_pairs
 from .data.pooled import PooledPairs
 from .fields import compose
-from .metrics import fold_percent, round_trip_mm, sdlogj, tre_mm
+from .metrics import fold_percent, labels_of_both, round_trip_mm, sdlogj, tre_mm
 from .transform_io import Grid, affine_ddf, to_native
 from .warp import warp, warp_points
 
@@ -42,7 +43,8 @@ def score_pair(
 ) -> dict[str, float]:
     """Score a field on the fixed image's own grid, and the unregistered pair beside it (``*_before``).
 
-    Label scores are means over the labels of the pair; a label that vanished counts with Dice 0.
+    Label scores are means over the labels that both maps of the pair have, each on its own image's grid: the same
+    before and after. One that vanished under the warp counts with Dice 0 and has no distance.
 
     Args:
         sample: of :class:`PairDataset`.
@@ -51,8 +53,8 @@ def score_pair(
         inv_ddf: the reverse field, of the shape of ``ddf``, where there is one.
 
     Returns:
-        ``dice hd95_mm assd_mm`` where the pair has labels, ``tre_mm`` where it has points, ``folds_percent sdlogj``,
-        and ``round_trip_mm`` (on the network's grid) with ``inv_ddf``.
+        ``dice hd95_mm assd_mm`` where the pair has labels in common, ``tre_mm`` where it has points,
+        ``folds_percent sdlogj``, and ``round_trip_mm`` (on the network's grid) with ``inv_ddf``.
     """
     pair, grids = sample["pair"], sample["grids"]
     fixed, moving = grids["fixed"], grids["moving"]
@@ -63,9 +65,14 @@ def score_pair(
     if fixed_label and moving_label:
         reference = read_label(fixed_label, fixed, dims)[0]
         source = read_label(moving_label, moving, dims)[None].float()
+        labels = labels_of_both(reference, source)
+        if not labels:
+            warnings.warn(
+                f"{fixed_label}, {moving_label}: found no label in both, so no overlap is scored", stacklevel=2
+            )
         for suffix, mapping in (("", total), ("_before", affine_ddf(fixed, moving))):
             warped = warp(source, mapping, mode="nearest")[0, 0].to(torch.int16)
-            row.update({k + suffix: v for k, v in label_scores(warped, reference, fixed.spacing_mm).items()})
+            row.update({k + suffix: v for k, v in label_scores(warped, reference, fixed.spacing_mm, labels).items()})
     if pair.get("fixed_points") and pair.get("moving_points"):
         start, target = read_points(pair["fixed_points"], dims), read_points(pair["moving_points"], dims)
         for suffix, points in (("", warp_points(start[None], field)[0]), ("_before", start)):

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from tqdm import tqdm
 
+from .errors import check_bools
 from .files import write_csv
 
 __all__ = ["TrainingLog"]
@@ -31,6 +32,7 @@ class TrainingLog:
     """
 
     def __init__(self, run_dir: str | Path, interval: int = 10, tensorboard: bool = True) -> None:
+        check_bools(tensorboard=tensorboard)
         self.run_dir, self.interval = Path(run_dir), interval
         self.active, self.tensorboard = True, tensorboard
         self._sums: dict[str, Tensor] = {}

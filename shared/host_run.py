@@ -18,7 +18,7 @@ import numpy as np
 from .data.embedded import task_name
 from .data.images import existing, load_voxels
 from .distributed import from_first_rank, is_first_rank, process_count
-from .errors import InputError
+from .errors import InputError, check_bools
 from .files import atomic_path, read_json, writable_dir
 from .run_directory import RunDirectory
 
@@ -52,6 +52,7 @@ class HostRun:
         rehearses: bool = False,
         fewest: int = 1,
     ) -> None:
+        check_bools(rehearses=rehearses)
         self.cases = list(data) if is_handed_over(data) else None
         self.bundle_root, self.rehearses, self.fewest = Path(bundle_root), rehearses, fewest
         self._task, self._init_from = task_name(task), init_from

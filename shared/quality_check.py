@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from .fields import identity
-from .metrics import dice_per_label, hd95_per_label
+from .metrics import dice_per_label, hd95_per_label, labels_of_both
 from .metrics.determinants import scores_of
 from .transform_io import Grid, Transform
 from .warp import warp
 
 __all__ = [
     "LIMITS",
+    "common_labels",
     "correlation",
     "covered_share",
     "field_scores",
@@ -190,10 +191,25 @@ def round_trip(transform: Transform, inverse: Transform, fixed: Grid) -> tuple[f
 # -- labels and points -------------------------------------------------------------------------------------------------
 
 
-def label_scores(warped: np.ndarray, fixed: np.ndarray, spacing_mm: Sequence[float]) -> dict[int, dict[str, float]]:
-    """Return Dice and HD95 in mm of each label above zero that either map holds."""
+def common_labels(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
+    """Return the labels above zero of both maps (*S), each on its own image's grid."""
+    return labels_of_both(*(torch.from_numpy(volume.astype(np.int64)) for volume in (fixed, moving)))
+
+
+def label_scores(
+    warped: np.ndarray, fixed: np.ndarray, spacing_mm: Sequence[float], labels: Sequence[int]
+) -> dict[int, dict[str, float]]:
+    """Return Dice and HD95 in mm of each label; one that vanished under the warp has Dice 0 and no distance (NaN).
+
+    Args:
+        warped: moving label map (*S) on the fixed grid.
+        fixed: label map (*S).
+        spacing_mm: voxel size along each axis.
+        labels: those of :func:`common_labels`.
+    """
+    if not labels:
+        return {}
     pair = [torch.from_numpy(volume.astype(np.int64)) for volume in (warped, fixed)]
-    labels = sorted({int(v) for volume in pair for v in torch.unique(volume) if v > 0})
     dice, distance = dice_per_label(pair[0], pair[1], labels), hd95_per_label(pair[0], pair[1], labels, spacing_mm)
     return {label: {"dice": float(dice[i]), "hd95_mm": float(distance[i])} for i, label in enumerate(labels)}
 

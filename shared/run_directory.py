@@ -56,6 +56,11 @@ class RunDirectory:
         return self.path / "state.pt"
 
     @property
+    def settings(self) -> Path:
+        """Record of the settings that the run was begun with."""
+        return self.path / "settings.json"
+
+    @property
     def model(self) -> Path:
         """The trained weights."""
         return self.path / "model.pt"
@@ -81,16 +86,19 @@ class RunDirectory:
         Raises:
             InputError: they differ; the message lists what was found and what is asked.
         """
-        record = self.path / "settings.json"
-        if self.state.exists() or self.done.exists():
-            changed = differences(read_json(record), settings)
+        if self.has_begun():
+            changed = differences(read_json(self.settings), settings)
             if changed:
                 raise InputError(
                     f"{self.path}: holds a run with other settings ({changed}); expected the same settings to go on "
                     "with it, or another --run_dir"
                 )
         elif self.rank == 0:
-            save_json(record, settings)
+            save_json(self.settings, settings)
+
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, or a complete run."""
+        return self.state.exists() or self.done.exists()
 
     def is_done(self) -> bool:
         """Whether the run is complete."""

@@ -22,10 +22,12 @@ from .checkpoint import restore_handlers
 from .data.embedded import task_name
 from .data.loader import SampleLoader
 from .data.sampler import ResumableSampler
+from .errors import InputError
 from .frozen import FrozenPhase
 from .run_directory import RunDirectory
+from .schedules import check_scheduler, schedule_settings
 from .settings import digest
-from .trainer_checkpoint import costs, restore, save_checkpoint
+from .trainer_checkpoint import costs, restore, save_checkpoint, start_settings
 from .trainer_hooks import TrainerHooks
 from .weights import load_weights, network_settings, unwrap
 
@@ -58,15 +60,15 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         frozen: names of parameters, or of modules that hold them, that stay unchanged at first.
         frozen_iterations: for so many iterations; see :class:`FrozenPhase`.
         num_workers: threads that read samples ahead; None: see :class:`~shared.data.loader.SampleLoader`.
-        scheduler: a torch learning rate scheduler, stepped once an iteration; its state is in the checkpoint, and so
-            are those of schedulers attached as handlers.
+        scheduler: any torch learning rate scheduler that needs no metric, stepped once an iteration; its state is in
+            the checkpoint, and so are those of schedulers attached as handlers.
         inferer: kept for handlers and hosts that ask for it.
         train_handlers: MONAI and ignite handlers.
 
     Raises:
-        InputError: run_dir holds a run with other settings, ``init_from`` does not fit, or a ``frozen`` name fits no
-            parameter.
-        ValueError: an unknown ``autocast`` or a ``max_norm`` that is not above zero.
+        InputError: run_dir holds a run with other settings, ``init_from`` does not fit, a ``frozen`` name fits no
+            parameter, an unknown ``autocast``, a ``max_norm`` that is not above zero, or a scheduler that is none.
+        ValueError: MONAI's ``amp``.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         **kwargs: Any,
     ) -> None:
         if autocast not in (None, "bfloat16"):
-            raise ValueError(f"found autocast {autocast!r}, expected null or bfloat16")
+            raise InputError(f"found autocast {autocast!r}, expected None or bfloat16")
         if kwargs.get("amp"):
             raise ValueError("found amp, expected autocast: bfloat16 needs no loss scaling")
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"found max_norm {max_norm}, expected null or a number above 0")
+        if max_norm is not None and (isinstance(max_norm, str) or not max_norm > 0):
+            raise InputError(f"found max_norm {max_norm!r}, expected None or a number above 0")
+        check_scheduler(scheduler)
         self.rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.task, self.seed, self.batch_size = task_name(task), seed, batch_size
@@ -106,6 +109,7 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
         self.run_directory = RunDirectory(run_dir, self.rank)
         self.init_from = Path(init_from).resolve() if init_from else None
         self.autocast, self.scheduler = autocast, scheduler
+        self._schedule = schedule_settings(scheduler)  # as constructed: its state moves on while it is stepped
         self.generator = torch.Generator()
         self.passes = 0
         self.seconds, self._clock = 0.0, 0.0
@@ -204,8 +208,8 @@ class RunTrainer(TrainerHooks, SupervisedTrainer):
             "world": self.world,
             "seed": self.seed,
             "autocast": self.autocast,
-            "scheduler": type(self.scheduler).__name__,
-            "init_from": str(self.init_from),
+            "scheduler": self._schedule,
+            **start_settings(self),
             **self.frozen.settings(),
             **({} if self.max_norm is None else {"max_norm": self.max_norm}),
         }

@@ -55,6 +55,7 @@ def evaluate_tasks(
     model: str | Path = "",
     corruptions: Sequence[str] = (),
     objective: Objective | None = None,
+    mask_images: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Score a model on every task; each gets a folder of its name below ``output_dir``.
 
@@ -76,6 +77,7 @@ def evaluate_tasks(
             in ``output_dir/corrupted/<name>/<task>``.
         objective: what training minimised; the sharpness of its minimum on validation pairs goes to
             ``sharpness.json``. None: no such file.
+        mask_images: see :class:`~shared.data.pairs.PairDataset`: as the network was trained.
 
     Returns:
         task -> summary of its scores.
@@ -83,21 +85,25 @@ def evaluate_tasks(
     Raises:
         InputError: an unknown task, unusable data, or two tasks of one name.
     """
+
+    def read(dataset_dir: str, task: str, part: str) -> PairDataset:
+        pairs = load_pairs(dataset_dir, task, part)
+        return PairDataset(pairs, spatial_size, spacing_mm, ct_window, mask_images=mask_images)
+
     names = [task for _, task in tasks]
     if len(set(names)) < len(names):
         raise InputError(f"found tasks {names}, expected each name once: their results would share a folder")
     output_dir, summaries = Path(output_dir), {}
     grid = [spatial_size, spacing_mm, ct_window]
-    common = scores_of(network, inferer, split=split, grid=grid, objective=str(objective))
+    common = scores_of(network, inferer, split=split, grid=grid, mask_images=mask_images, objective=str(objective))
     for dataset_dir, task in tasks:
         places = {"": output_dir / task, **{name: output_dir / "corrupted" / name / task for name in corruptions}}
         settings = {**common, "dataset_dir": str(dataset_dir)}
         left = {name: folder for name, folder in places.items() if not holds_scores(folder, settings)}
         if left:
-            dataset = PairDataset(load_pairs(dataset_dir, task, split), spatial_size, spacing_mm, ct_window)
+            dataset = read(dataset_dir, task, split)
             if objective is not None:
-                held_out = PairDataset(load_pairs(dataset_dir, task, "val"), spatial_size, spacing_mm, ct_window)
-                rise = sharpness(network, objective, held_out, device)
+                rise = sharpness(network, objective, read(dataset_dir, task, "val"), device)
                 save_json(writable_dir(output_dir / task) / "sharpness.json", {"loss_rise": rise, "rho": SHARPNESS_RHO})
         for name, folder in left.items():
             scored = CorruptedPairs(dataset, name) if name else dataset

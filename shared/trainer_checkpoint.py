@@ -9,14 +9,32 @@ import torch
 
 from .checkpoint import handler_states, plain
 from .errors import InputError
-from .files import load_tensors
+from .files import load_tensors, read_json
+from .hashes import hash_of_file
 from .run_directory import RunDirectory
 from .weights import load_weights, unwrap
 
 if TYPE_CHECKING:
     from .run_trainer import RunTrainer
 
-__all__ = ["costs", "restore", "save_checkpoint"]
+__all__ = ["costs", "restore", "save_checkpoint", "start_settings"]
+
+
+def start_settings(trainer: RunTrainer) -> dict[str, Any]:
+    """Return where a run starts, for its record: the path of ``init_from``, and the hash of the weights found there.
+
+    A run that has begun needs its start no more, so one that is gone since stands as it was noted down.
+    """
+    source, run = trainer.init_from, trainer.run_directory
+    if source is None:
+        return {"init_from": "None"}
+    model = source if source.is_file() else RunDirectory(source, read_only=True).model
+    settings: dict[str, Any] = {"init_from": str(source)}
+    if model.is_file():
+        settings["weights_of_init_from"] = f"sha256 {hash_of_file(model)}"
+    elif run.has_begun():
+        settings["weights_of_init_from"] = read_json(run.settings).get("weights_of_init_from")
+    return settings
 
 
 def save_checkpoint(trainer: RunTrainer) -> None:
@@ -84,6 +102,7 @@ def _start_from(trainer: RunTrainer, source: Path) -> None:
     """Take weights, moments and what else is handed on from an earlier run; from a file, weights alone."""
     if source.is_file():
         load_weights(trainer.network, source)
+        trainer.inherit_weights()
         return
     previous = RunDirectory(source, trainer.rank, read_only=True) if source.is_dir() else None
     if previous is None or not previous.is_done():

@@ -12,9 +12,9 @@ __all__ = ["TrainerHooks"]
 class TrainerHooks:
     """Hooks around a run and its checkpoints; as they stand here, they do nothing.
 
-    In order: :meth:`load_extra_state` where a killed run goes on, or :meth:`inherit` where an earlier run is built on;
-    then :meth:`begin`, the iterations, :meth:`end`. At every checkpoint :meth:`write_extra_files` and
-    :meth:`extra_state`, and when it counts, :meth:`prune_extra_files`.
+    In order: :meth:`load_extra_state` where a killed run goes on, :meth:`inherit` where an earlier run is built on, or
+    :meth:`inherit_weights` where weights alone are; then :meth:`begin`, the iterations, :meth:`end`. At every
+    checkpoint :meth:`write_extra_files` and :meth:`extra_state`, and when it counts, :meth:`prune_extra_files`.
     """
 
     def extra_settings(self) -> dict[str, Any]:
@@ -55,6 +55,9 @@ class TrainerHooks:
         Raises:
             InputError: it does not fit.
         """
+
+    def inherit_weights(self) -> None:
+        """Note that the run starts from the weights of a file, already loaded, with nothing else handed on."""
 
     def write_extra_files(self) -> None:
         """Write what lies in files of its own, on every rank, before the checkpoint that names it is committed.

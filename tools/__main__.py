@@ -15,7 +15,7 @@ from shared.errors import InputError
 from shared.files import read_json
 
 from .apply import apply_transforms, described, file_flags, listed_transforms
-from .flags import check_flags
+from .flags import check_flags, json_words
 from .register import register, register_flags
 
 # What trains or reports is imported by the command that needs it: MONAI's engines take longer to load than a small pair
@@ -74,7 +74,7 @@ def chain(
     from .plan import load_plan
     from .report import write_report
 
-    checked = load_plan(plan, **changes)
+    checked = load_plan(plan, **json_words(changes))
     number = checked.seeds[0] if seed is None else seed
     folder = Path(out) if out else OUTPUT / f"{checked.name}_{checked.strategy}_seed{number}"
     summary = Chain(checked, folder, number, threads, _Progress()).run()
@@ -110,7 +110,7 @@ def compare(
     from .plan import load_plan
     from .report import write_report
 
-    checked = load_plan(plan, seeds=seeds, **changes)
+    checked = load_plan(plan, seeds=seeds, **json_words(changes))
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
     runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
     caption = f"{checked.name}: {checked.split} pairs of {len(checked.tasks)} tasks, matched {match}, mean ± sd"

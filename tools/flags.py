@@ -11,7 +11,24 @@ from typing import Any
 
 from shared.errors import InputError, did_you_mean
 
-__all__ = ["check_flags", "literal_flags", "plain_warnings"]
+__all__ = ["check_flags", "json_words", "literal_flags", "plain_warnings"]
+
+JSON_WORDS = {"true": True, "false": False, "null": None}
+
+
+def json_words(value: Any) -> Any:
+    """Return a value of the command line with JSON's ``true``, ``false`` and ``null`` as what they mean.
+
+    Fire knows Python's spelling and takes these for text; the plans and configs that they come from are JSON.
+
+    Args:
+        value: plain containers, nested as they may be.
+    """
+    if isinstance(value, Mapping):
+        return {key: json_words(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_words(v) for v in value]
+    return JSON_WORDS.get(value, value) if isinstance(value, str) else value
 
 
 def literal_flags(

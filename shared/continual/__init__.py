@@ -6,7 +6,7 @@ from .importance import accumulate, add_penalty_gradient, add_to_path, path_impo
 from .interpolation import interpolate
 from .projection import extend_basis, input_columns, project_conflict, project_out
 from .sharpness import loss_rise, worst_perturbation
-from .strategy import Memory, Parts, Sequential, Strategy
+from .strategy import Memory, Parts, Sequential, Strategy, knows_nothing
 from .strategy_hooks import StrategyHooks
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "frozen_copy",
     "input_columns",
     "interpolate",
+    "knows_nothing",
     "loss_rise",
     "path_importance",
     "project_conflict",

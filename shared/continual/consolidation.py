@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import check_bools
 from ..weights import trainable, unwrap
 from .distillation import frozen_copy
 from .importance import accumulate, add_penalty_gradient, add_to_path, path_importance, quadratic_penalty
-from .strategy import Parts, Sample, Strategy
+from .strategy import Parts, Sample, Strategy, knows_nothing
 
 __all__ = ["EWC", "SI", "Distillation"]
 
@@ -41,6 +42,10 @@ class _Penalty(Strategy):
     def begin_task(self, trainer: Any) -> None:
         """Move the state to the network's device."""
         self.anchor, self.importance = (_to(t, trainer.state.device) for t in (self.anchor, self.importance))
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> str:
+        """Say that no importance is known: the weights alone do not tell what mattered to them."""
+        return knows_nothing(self)
 
     def _add_penalty(self, trainer: Any) -> Parts:
         """Add the penalty's gradient to the loss's; on the first task there is none."""
@@ -82,9 +87,13 @@ class EWC(_Penalty):
         samples: training samples for the Fisher information; fewer where the task has fewer.
         normalise: scale each task's F to mean 1 over all weights, so that each task counts alike and ``strength`` does
             not depend on the loss's scale.
+
+    Raises:
+        InputError: a ``normalise`` that is neither True nor False.
     """
 
     def __init__(self, strength: float = 0.1, decay: float = 1.0, samples: int = 64, normalise: bool = True) -> None:
+        check_bools(normalise=normalise)
         super().__init__(strength)
         self.decay, self.samples, self.normalise = decay, samples, normalise
 
@@ -173,8 +182,8 @@ class Distillation(Strategy):
     """Learning without forgetting (Li & Hoiem, ECCV 2016): hold the outputs to those of the previous task's network.
 
     Added to the loss: ``strength`` times :meth:`distance` of the network's output from that of the network that the
-    previous task ended with, on the current batch. One pass a sample, and a forward one. A base: what the distance is
-    depends on the output.
+    previous task ended with, or that the run starts from, on the current batch. One pass a sample, and a forward one. A
+    base: what the distance is depends on the output.
 
     Args:
         strength: of the distance.
@@ -188,6 +197,11 @@ class Distillation(Strategy):
     def distance(self, output: Tensor, target: Tensor) -> Tensor:
         """Return how far the output lies from the teacher's, a scalar: a hook."""
         raise NotImplementedError(f"{type(self).__name__} does not say how outputs differ; expected a method distance")
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> str:
+        """Take the weights that the run starts from as the teacher: whatever they learnt is to be kept."""
+        self._weights = _copies(weights)
+        return ""
 
     def begin_task(self, trainer: Any) -> None:
         """Set up the teacher; on the first task there is none."""

@@ -7,13 +7,13 @@ A strategy has three verbs, ``begin_task``, ``step`` and ``end_task``. What it m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Memory", "Parts", "Sequential", "Strategy"]
+__all__ = ["Memory", "Parts", "Sequential", "Strategy", "knows_nothing"]
 
 Parts = dict[str, Tensor]
 Sample = dict[str, Any]
@@ -62,6 +62,19 @@ class Strategy:
     def end_task(self, trainer: Any) -> None:
         """Take down what later tasks need of this one; a killed run does it again, with the same random numbers."""
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> str:
+        """Start the first task of this strategy from weights that know another one's tasks, or a file's.
+
+        Called before :meth:`begin_task`.
+
+        Args:
+            weights: state dict of the network, loaded.
+
+        Returns:
+            what the strategy lacks then, for the user; empty where it has all that it needs.
+        """
+        return ""
+
     def settings(self) -> dict[str, Any]:
         """Return what defines the strategy, for the run's record: public attributes of plain type."""
         plain = {k: v for k, v in vars(self).items() if isinstance(v, (bool, int, float, str)) and k[0] != "_"}
@@ -80,3 +93,8 @@ class Sequential(Strategy):
 
     Also what joint training (all tasks pooled) and single training (a network a task) do: they differ in the data.
     """
+
+
+def knows_nothing(strategy: Strategy) -> str:
+    """Return what :meth:`Strategy.start_from` says where weights alone do not tell a strategy what to hold on to."""
+    return f"{type(strategy).__name__} knows nothing of what these weights learnt; this task is plain training"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint import tensor_bytes
 from ..errors import InputError
 from ..run_directory import RunDirectory
 from ..trainer_hooks import TrainerHooks
+from ..weights import unwrap
 from .strategy import Strategy
 
 __all__ = ["StrategyHooks"]
@@ -19,7 +20,8 @@ __all__ = ["StrategyHooks"]
 class StrategyHooks(TrainerHooks):
     """Makes a trainer continual: ``class ContinualTrainer(StrategyHooks, RegistrationTrainer)``.
 
-    ``init_from`` carries weights, moments, what the strategy knows and its memory of the previous task on.
+    ``init_from`` carries weights, moments, what the strategy knows and its memory of the previous task on; from a
+    weights file or another strategy's run, :meth:`Strategy.start_from` makes what it can of the weights.
 
     Args:
         strategy: what an iteration does.
@@ -30,6 +32,7 @@ class StrategyHooks(TrainerHooks):
         ValueError: as the trainer.
     """
 
+    network: nn.Module
     run_directory: RunDirectory
     world: int
     state: Any
@@ -69,14 +72,28 @@ class StrategyHooks(TrainerHooks):
             self.strategy.memory.load(run.memory, run.memory_index(state["iteration"]))
 
     def inherit(self, state: dict[str, Any], previous: RunDirectory) -> None:
-        """Take over the memory of the previous task, and what the strategy knew if it was the same."""
+        """Take over the memory of the previous task, and what the strategy knew if it was the same.
+
+        Another strategy's run gives its weights alone to what this one knows.
+        """
         self._check_world(state, previous)
         strategy = self.strategy
         if state["strategy_name"] == type(strategy).__name__:
             strategy.load_state_dict(state["strategy"])
+        else:
+            self._start_strategy(f"a run of {state['strategy_name']}")
         if strategy.memory is not None and previous.memory.is_dir():
             index = previous.memory_index(state["iteration"])
             strategy.memory.load(previous.memory, index, keep_folder=False)
+
+    def inherit_weights(self) -> None:
+        """Let the strategy start from the weights."""
+        self._start_strategy("weights alone")
+
+    def _start_strategy(self, source: str) -> None:
+        lacking = self.strategy.start_from(unwrap(self.network).state_dict())
+        if lacking and self.run_directory.rank == 0:
+            print(f"{self.run_directory.path}: {source}: {lacking}", flush=True)
 
     def write_extra_files(self) -> None:
         """Write this rank's memory."""

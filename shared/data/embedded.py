@@ -9,14 +9,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..errors import InputError
+from ..errors import InputError, check_bools
 from ..files import sole_owner, writable_dir
 from .decathlon import find_site, known_sites, read_site
 from .learn2reg import find_task, known_tasks, read_pairs
 from .sites import SEGMENTATION_SITES, is_current_site, write_sites
 from .synthetic import REGISTRATION_TASKS, is_current, write_registration_tasks
 
-__all__ = ["load_from_folders", "load_pairs", "load_sites", "task_name", "task_names"]
+__all__ = ["load_from_folders", "load_pairs", "load_sites", "names_in_folders", "task_name", "task_names"]
 
 
 def task_names(task: str | Sequence[str]) -> list[str]:
@@ -77,6 +77,7 @@ def load_pairs(
     Raises:
         InputError: unknown task (the known ones are listed), a task given twice, or an unusable folder.
     """
+    check_bools(with_self=with_self)
     pairs = []
     for name in task_names(task):
         folder = _home(known_tasks(dataset_dir).get(name), dataset_dir, name)
@@ -108,6 +109,20 @@ def load_sites(dataset_dir: str | Path, site: str | Sequence[str], split: str) -
     return items
 
 
+def names_in_folders(tasks: Sequence[tuple[str | Path, str]]) -> list[str]:
+    """Return the names of tasks or sites, each in a folder of its own.
+
+    Args:
+        tasks: (dataset_dir, task) of each.
+
+    Raises:
+        InputError: not a list of such pairs, or a task given twice.
+    """
+    if isinstance(tasks, str) or any(isinstance(entry, str) or len(entry) != 2 for entry in tasks):
+        raise InputError(f"found tasks {tasks}, expected a list of [dataset_dir, task]")
+    return task_names([task for _, task in tasks])
+
+
 def load_from_folders(
     load: Callable[..., list[dict[str, Any]]], tasks: Sequence[tuple[str | Path, str]], *options: Any
 ) -> list[dict[str, Any]]:
@@ -121,7 +136,5 @@ def load_from_folders(
     Raises:
         InputError: not a list of such pairs, a task given twice, or as ``load``.
     """
-    if isinstance(tasks, str) or any(isinstance(entry, str) or len(entry) != 2 for entry in tasks):
-        raise InputError(f"found tasks {tasks}, expected a list of [dataset_dir, task]")
-    task_name([task for _, task in tasks])
+    names_in_folders(tasks)
     return [item for folder, task in tasks for item in load(folder, task, *options)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, check_bools
 from ..transform_io import Grid, affine_ddf, network_grid, points_to_grid
 from ..warp import warp
 from .images import read_grid, read_image, read_label, read_points
@@ -138,8 +138,8 @@ class PairDataset(Dataset):
         progress: show a bar while images are read.
 
     Raises:
-        InputError: any file that cannot be used, or a pair whose images do not overlap in world space (of a plain
-            list: none that do, see :func:`form_pairs`).
+        InputError: an option or a file that cannot be used, or a pair whose images do not overlap in world space (of a
+            plain list: none that do, see :func:`form_pairs`).
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class PairDataset(Dataset):
         progress: bool = False,
     ) -> None:
         _check_lattice(spatial_size, spacing_mm)
+        check_bools(mask_as_label=mask_as_label, mask_images=mask_images)
         self.pairs = form_pairs(data, len(spatial_size))
         self.size, self.spacing_mm = tuple(spatial_size), spacing_mm
         self.mask_as_label, self.mask_images = mask_as_label, mask_images

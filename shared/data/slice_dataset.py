@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, check_bools
 from .intensity import scale_percentiles
 from .kept import SHARE, KeptItems
 from .resampling import resample
@@ -120,6 +120,7 @@ class VolumeDataset(Dataset):
         cache_share: float = SHARE,
         progress: bool = False,
     ) -> None:
+        check_bools(channel_wise=channel_wise)
         self.items = [dict(item) for item in data]
         if not self.items or not all(item.get("image") for item in self.items):
             raise InputError("found a data list without images, expected {image, label} items")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from ..errors import check_bools
 from ..smoothing import gaussian_smooth
 from .warped_overlap import warped_sums
 
@@ -77,6 +78,7 @@ class SoftDiceLoss(_Loss):
     """
 
     def __init__(self, pooled: bool = False, eps: float = 1e-5) -> None:
+        check_bools(pooled=pooled)
         super().__init__(reduction="mean")
         self.pooled = pooled
         self.eps = eps

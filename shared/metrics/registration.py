@@ -20,6 +20,7 @@ __all__ = [
     "dice_per_label",
     "fold_percent",
     "hd95_per_label",
+    "labels_of_both",
     "round_trip_mm",
     "sdlogj",
     "tre_mm",
@@ -35,6 +36,17 @@ METRICS = {
     "sdlogj": ("SDlogJ", False),
     "round_trip_mm": ("round trip mm", False),
 }
+
+
+def labels_of_both(fixed: Tensor, moving: Tensor) -> list[int]:
+    """Return the labels above zero that two label maps have in common, as Learn2Reg scores a pair.
+
+    Args:
+        fixed: label map of any shape, on its own image's grid.
+        moving: the same of the other image, as it is before any warp.
+    """
+    found = [{int(v) for v in torch.unique(volume) if v > 0} for volume in (fixed, moving)]
+    return sorted(found[0] & found[1])
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import check_bools
 from ..fields import jacobian_determinant
 from .paths import PATHS, FullPath, Path
 from .pyramid import FeaturePyramid
@@ -65,7 +66,8 @@ class SymmetricCascade(nn.Module):
         input_std: the images are divided by it.
 
     Raises:
-        ValueError: an option that is not among the known ones, or two that do not go together.
+        ValueError: an option that is not among the known ones, two that do not go together, or a switch that is neither
+            True nor False.
     """
 
     __constants__ = ("consistency_steps", "finest", "halvings", "output", "repair_folds", "spatial_dims")
@@ -93,6 +95,7 @@ class SymmetricCascade(nn.Module):
         input_std: float = 1.0,
     ) -> None:
         super().__init__()
+        check_bools(recurrent=recurrent, symmetric=symmetric, repair_folds=repair_folds, checkpointing=checkpointing)
         for name, value, known in (
             ("path", path, tuple(PATHS)),
             ("output", output, OUTPUTS),

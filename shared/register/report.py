@@ -15,6 +15,7 @@ from ..apply import resample
 from ..data.intensity import looks_like_ct, normalise
 from ..fields import length
 from ..quality_check import (
+    common_labels,
     correlation,
     covered_share,
     field_scores,
@@ -112,7 +113,7 @@ def _lengths(ddf: Tensor, grid: Grid) -> tuple[float, float]:
 
 
 def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-    """Return the mean scores of the labels, and those of each label; nothing without both label maps.
+    """Return the mean scores of the labels that both maps have, and those of each; nothing without both label maps.
 
     Args:
         pair: files, read.
@@ -121,9 +122,11 @@ def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, floa
     fixed, moving = pair.fixed, pair.moving
     if fixed.label is None or moving.label is None or warped is None:
         return {}, {}
-    table = label_scores(warped, fixed.label, fixed.grid.spacing_mm)
+    # Chosen once: before and after are means over the same labels.
+    labels = common_labels(fixed.label, moving.label)
+    table = label_scores(warped, fixed.label, fixed.grid.spacing_mm, labels)
     still = Transform((Affine(np.eye(len(fixed.grid.shape) + 1)),)).ddf(fixed.grid, moving.grid)
-    before = label_scores(resample(moving.label, still, "nearest"), fixed.label, fixed.grid.spacing_mm)
+    before = label_scores(resample(moving.label, still, "nearest"), fixed.label, fixed.grid.spacing_mm, labels)
     scores: dict[str, float] = {}
     for name in ("dice", "hd95_mm"):
         for suffix, rows in (("", table), ("_before", before)):

@@ -77,6 +77,48 @@ def test_fields_that_the_caller_has_score_alike(tmp_path):
     assert score_pair(sample, ddf, other)["dice"] != score_pair(sample, ddf)["dice"]
 
 
+def relabelled(folder, side: str, changes: dict[int, int], box: tuple[slice, int] | None = None) -> None:
+    """Give voxels of a pair's label map other labels; with ``box``, a part along axis 0 gets one of its own."""
+    import nibabel as nib
+
+    image = nib.load(folder / f"{side}_label.nii.gz")
+    values = np.asarray(image.dataobj)
+    for old, new in changes.items():
+        values[values == old] = new
+    if box:
+        values[box[0]] = box[1]
+    save(folder / f"{side}_label.nii.gz", values, image.affine)
+
+
+def test_labels_are_chosen_once_from_both_maps_as_they_are(tmp_path):
+    """Label 2 of both maps leaves the fixed image under the field; 5 and 7 are in one map each."""
+    pair = shifted_pair(tmp_path, 3)
+    relabelled(tmp_path, "fixed", {}, (slice(0, 2), 2))
+    relabelled(tmp_path, "moving", {}, (slice(0, 2), 2))
+    size = (24, 20, 16)
+    ddf = torch.zeros(1, 3, *size)
+    ddf[:, 0] = 2.0
+    without = score_pair(PairDataset([pair], size)[0], ddf)
+    assert without["dice"] == pytest.approx(0.5)  # label 1 fits, label 2 vanished
+    assert without["dice_before"] > without["dice"]  # it was there before
+    assert without["hd95_mm"] == 0.0  # no distance where nothing is left
+    relabelled(tmp_path, "fixed", {}, (slice(-2, None), 5))
+    relabelled(tmp_path, "moving", {}, (slice(-1, None), 7))
+    row = score_pair(PairDataset([pair], size)[0], ddf)
+    assert row["dice"] == pytest.approx(without["dice"], abs=0.01)
+    assert row["dice_before"] == pytest.approx(without["dice_before"], abs=0.05)
+
+
+def test_maps_without_a_common_label_are_not_scored_and_said(tmp_path):
+    pair = shifted_pair(tmp_path, 2)
+    relabelled(tmp_path, "moving", {1: 4})
+    sample = PairDataset([pair], (24, 20))[0]
+    with pytest.warns(UserWarning, match=r"moving_label\.nii\.gz: found no label in both"):
+        row = score_pair(sample, torch.zeros(1, 2, 24, 20))
+    assert not {"dice", "hd95_mm", "assd_mm", "dice_before"} & set(row)
+    assert row["tre_mm"] > 0
+
+
 def test_folds_are_counted():
     sample = {"pair": {}, "grids": PairGrids((8, 8, 8)).grids}
     ddf = torch.zeros(1, 3, 8, 8, 8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -132,6 +134,43 @@ def test_spoilt_images_are_scored_apart(tasks, tmp_path):
     )
     assert clean["dice"] != noisy["dice"]
     assert clean["dice_before"] == noisy["dice_before"]
+
+
+def masked_task(folder: Path) -> list[list[str]]:
+    """Write a task whose images have masks that leave out half of them."""
+    images = [f"./imagesTr/M_{i:04d}_0000.nii.gz" for i in range(2)]
+    training = [
+        {"image": image, "label": image.replace("images", "labels"), "mask": image.replace("images", "masks")}
+        for image in images
+    ]
+    pairs = {"registration_val": [dict(zip(("fixed", "moving"), images, strict=True))]}
+    write_folder(folder, {"name": "M", "modality": {"0": "MR"}, "training": training, **pairs})
+    for path in (folder / "M" / "masksTr").glob("*.nii.gz"):
+        image = nib.load(path)
+        mask = np.zeros(image.shape, np.uint8)
+        mask[: len(mask) // 2] = 1
+        nib.save(nib.Nifti1Image(mask, image.affine), path)
+    return [[str(folder), "M"]]
+
+
+def test_masked_images_are_scored_as_the_network_was_trained(tmp_path, capsys):
+    task, seen = masked_task(tmp_path), []
+
+    def looking(image, network):
+        seen.append(image)
+        return inferer(image, network)
+
+    for mask_images in (False, True):
+        options = {"split": "val", "spatial_size": (SIZE,) * 3, "mask_images": mask_images}
+        evaluate_tasks(
+            make_network(), looking, CPU, task, output_dir=tmp_path / "out", objective=TinyObjective(), **options
+        )
+        settings = read_json(tmp_path / "out" / "M" / "evaluation_settings.json")
+        assert settings["mask_images"] is mask_images
+    assert "mask_images: found False, asked for True" in capsys.readouterr().out
+    plain, masked = seen
+    assert bool((plain[..., SIZE // 2 + 1 :, :, :] > 0).any())
+    assert not bool((masked[..., SIZE // 2 + 1 :, :, :] > 0).any())
 
 
 def test_two_tasks_of_one_name_are_refused(tasks, tmp_path):

@@ -102,9 +102,9 @@ def test_nothing_stays_on_the_optimizer_after_a_run(tmp_path):
     torch.testing.assert_close(network.fine.weight.detach(), before - 1)
 
 
-@pytest.mark.parametrize("max_norm", [0, -1.0, float("nan")])
+@pytest.mark.parametrize("max_norm", [0, -1.0, float("nan"), "null"])
 def test_an_impossible_max_norm_is_refused(tmp_path, max_norm):
-    with pytest.raises(ValueError, match=f"found max_norm {max_norm}, expected null or a number above 0"):
+    with pytest.raises(ValueError, match=f"found max_norm {max_norm!r}, expected None or a number above 0"):
         make_trainer(tmp_path, max_norm=max_norm)
 
 
@@ -120,8 +120,15 @@ def test_bfloat16_trains_close_to_float32(tmp_path):
 
 
 def test_unknown_autocast_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="int8"):
-        make_trainer(tmp_path, autocast="int8")
+    for autocast in ("int8", "null"):
+        with pytest.raises(InputError, match=f"found autocast '{autocast}', expected None or bfloat16"):
+            make_trainer(tmp_path, autocast=autocast)
+
+
+@pytest.mark.parametrize("scheduler", ["null", False, torch.optim.lr_scheduler.StepLR])
+def test_a_scheduler_that_is_none_is_refused(tmp_path, scheduler):
+    with pytest.raises(InputError, match=r"^scheduler: found .*, expected None or a torch learning rate scheduler$"):
+        make_trainer(tmp_path, scheduler=scheduler)
 
 
 def test_loss_scaling_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,49 @@ def test_a_killed_second_run_goes_on_without_the_first(tmp_path):
     again = make_trainer(tmp_path / "part", **options)
     again.run()
     assert same(weights(whole), weights(again))
+
+
+def scheduled(folder: Path, gamma: float, **options):
+    network = make_network()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma)
+    return make_trainer(folder, network=network, optimizer=optimizer, scheduler=scheduler, max_epochs=3, **options)
+
+
+def test_a_killed_run_goes_on_with_its_schedule_and_with_no_other(tmp_path):
+    whole = scheduled(tmp_path / "whole", 0.5)
+    whole.run()
+    kill_at(scheduled(tmp_path / "part", 0.5), 3)
+    with pytest.raises(InputError, match=r"scheduler\.gamma: found 0\.5, asked for 1\.0"):
+        scheduled(tmp_path / "part", 1.0).run()
+    again = scheduled(tmp_path / "part", 0.5)
+    again.run()
+    assert same(weights(whole), weights(again))
+    scheduled(tmp_path / "part", 0.5).run()  # complete
+    with pytest.raises(InputError, match=r"scheduler\.gamma"):
+        scheduled(tmp_path / "part", 1.0).run()
+
+
+@pytest.mark.parametrize("start", ["a run", "a file"])
+def test_a_run_whose_start_was_trained_anew_is_refused(tmp_path, start):
+    make_trainer(tmp_path / "first").run()
+    source = tmp_path / "first" if start == "a run" else tmp_path / "first" / "model.pt"
+    options = {"init_from": source, "dataset": TinyPairs(seed=1), "task": "next"}
+    make_trainer(tmp_path / "second", **options).run()
+    make_trainer(tmp_path / "second", **options).run()  # complete
+    shutil.rmtree(tmp_path / "first")
+    make_trainer(tmp_path / "second", **options).run()  # what is complete needs its start no more
+    make_trainer(tmp_path / "first", seed=1).run()
+    with pytest.raises(InputError, match=r"second: .*weights_of_init_from: found sha256 \w+, asked for sha256 \w+"):
+        make_trainer(tmp_path / "second", **options).run()
+
+
+def test_a_start_trained_anew_to_the_same_bits_is_the_same(tmp_path):
+    options = {"init_from": tmp_path / "first", "dataset": TinyPairs(seed=1), "task": "next"}
+    for _ in range(2):
+        make_trainer(tmp_path / "first").run()
+        make_trainer(tmp_path / "second", **options).run()
+        shutil.rmtree(tmp_path / "first")
 
 
 def test_the_record_says_what_a_run_took(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from shared.data.augmentation import PairAugmentation
 from shared.data.pairs import Sample
 from shared.distributed import call_method
+from shared.errors import InputError
 from shared.fields import invert
 from shared.trainer import RegistrationTrainer
 from shared.warp import warp
@@ -27,9 +28,14 @@ class CascadeTrainer(RegistrationTrainer):
         args: of ``RegistrationTrainer``.
         augmentation: changes training pairs at random; None leaves them as they are.
         kwargs: of ``RegistrationTrainer``.
+
+    Raises:
+        InputError: an augmentation that cannot be called; or as ``RegistrationTrainer``.
     """
 
     def __init__(self, *args: Any, augmentation: PairAugmentation | None = None, **kwargs: Any) -> None:
+        if augmentation is not None and not callable(augmentation):
+            raise InputError(f"augmentation: found {augmentation!r}, expected None or a PairAugmentation")
         self.augmentation = augmentation
         super().__init__(*args, **kwargs)
 

@@ -26,7 +26,7 @@ from .network import LKUNet
 from .objective import RegistrationObjective, VelocityInferer
 from .pair_generator import PairGenerator
 from .past import EmbeddedPast
-from .pooling import load_tasks
+from .pooling import joint_name, load_tasks
 from .strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
 from .trainer import ContinualTrainer
 from .two_level import TwoLevelSAMCL
@@ -65,6 +65,7 @@ __all__ = [
     "atlas_choices",
     "evaluate_tasks",
     "export_network",
+    "joint_name",
     "load_pairs",
     "load_tasks",
     "load_weights",

@@ -14,7 +14,8 @@ class LwF(Distillation):
     """Learning without forgetting (Li & Hoiem, ECCV 2016), for registration: distil the previous task's velocity.
 
     Added to the loss: ``strength`` times the mean squared difference, in voxels, between the network's velocity and
-    that of the network that the previous task ended with, on the current batch. One pass a sample, and a forward one.
+    that of the network that the previous task ended with (or of the weights that the run starts from), on the current
+    batch. One pass a sample, and a forward one.
 
     Args:
         strength: of the difference, in units of the loss per squared voxel.

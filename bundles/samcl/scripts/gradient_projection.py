@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from shared.continual import extend_basis, input_columns, project_out
+from shared.continual import extend_basis, input_columns, knows_nothing, project_out
 from shared.data.pairs import Sample, stack_pairs
 from shared.distributed import from_first_rank
 from shared.networks.convolution import Conv3
@@ -59,6 +59,10 @@ class GPM(Strategy):
         if other:
             raise ValueError(f"found weights {other}, expected a network of convolutions for GPM")
         self.bases = {k: v.to(trainer.state.device) for k, v in self.bases.items()}
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> str:
+        """Say that no basis is known: the weights alone do not tell what their convolutions met."""
+        return knows_nothing(self)
 
     def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do one optimizer step, orthogonal to the bases."""

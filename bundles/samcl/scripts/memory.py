@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.data.pairs import Sample
-from shared.errors import InputError
+from shared.errors import InputError, check_bools
 
 from .pair_files import compact, delete_pairs, pair_file, read_pair, restore, write_pair
 
@@ -46,9 +46,13 @@ class ReservoirMemory(TaskHooks):
     Args:
         capacity: most pairs kept.
         on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM; threads read them.
+
+    Raises:
+        ValueError: a capacity below 1, or an ``on_disk`` that is neither True nor False.
     """
 
     def __init__(self, capacity: int = 200, on_disk: bool = False) -> None:
+        check_bools(on_disk=on_disk)
         if capacity < 1:
             raise ValueError(f"found capacity {capacity}, expected at least 1")
         self.capacity, self.on_disk = capacity, on_disk

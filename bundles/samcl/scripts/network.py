@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from shared.errors import check_bools
 from shared.networks.convolution import Conv3
 from shared.networks.layout import in_layout_of, quick_layout
 
@@ -60,7 +61,8 @@ class LKUNet(nn.Module):
         velocity_scale: factor on the head's output; more than 1 lets a zero head leave zero sooner.
 
     Raises:
-        ValueError: ``spatial_dims`` other than 2 and 3, or a depth below 1.
+        ValueError: ``spatial_dims`` other than 2 and 3, a depth below 1, or a ``half_resolution`` that is neither True
+            nor False.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class LKUNet(nn.Module):
         velocity_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_bools(half_resolution=half_resolution)
         if spatial_dims not in (2, 3) or depth < 1:
             raise ValueError(f"found spatial_dims {spatial_dims} and depth {depth}, expected 2 or 3 and at least 1")
         self.spatial_dims, self.depth, self.half_resolution = spatial_dims, depth, half_resolution

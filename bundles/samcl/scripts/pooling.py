@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.data.embedded import load_from_folders, load_pairs
+from shared.data.embedded import load_from_folders, load_pairs, names_in_folders
 
-__all__ = ["load_tasks"]
+__all__ = ["joint_name", "load_tasks"]
+
+
+def joint_name(tasks: Sequence[tuple[str | Path, str]]) -> str:
+    """Return the name of a run that learns several tasks at once: ``joint_A_B``; arguments as :func:`load_tasks`."""
+    return "_".join(["joint", *names_in_folders(tasks)])
 
 
 def load_tasks(tasks: Sequence[tuple[str | Path, str]], split: str, with_self: bool = False) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from shared.continual import worst_perturbation
+from shared.errors import check_bools
 
 __all__ = ["SAM"]
 
@@ -27,10 +28,11 @@ class SAM:
         adaptive: scale the neighbourhood by the weights.
 
     Raises:
-        ValueError: a negative ``rho``.
+        ValueError: a negative ``rho``, or an ``adaptive`` that is neither True nor False.
     """
 
     def __init__(self, optimizer: Optimizer, rho: float = 0.05, adaptive: bool = True) -> None:
+        check_bools(adaptive=adaptive)
         if rho < 0:
             raise ValueError(f"found rho {rho}, expected at least 0")
         self.optimizer, self.rho, self.adaptive = optimizer, rho, adaptive

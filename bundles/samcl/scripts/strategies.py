@@ -15,6 +15,7 @@ from torch import Tensor
 from shared.continual import Parts, Sequential, Strategy, interpolate, project_conflict
 from shared.data.pairs import Sample
 from shared.distributed import on_all_ranks
+from shared.errors import check_bools
 from shared.weights import trainable
 
 from .diffusion_memory import DiffusionMemory
@@ -37,9 +38,13 @@ class SharpnessAware(Strategy):
     Args:
         rho: radius of SAM.
         adaptive: scale the neighbourhood by the weights.
+
+    Raises:
+        InputError: an ``adaptive`` that is neither True nor False.
     """
 
     def __init__(self, rho: float = 0.05, adaptive: bool = True) -> None:
+        check_bools(adaptive=adaptive)
         self.rho, self.adaptive = rho, adaptive
 
     def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
@@ -178,12 +183,13 @@ class SAMCL(MER):
         replay_ratio: replayed pairs for each pair of the batch; 1 in the paper.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1], or a ratio below 1.
+        ValueError: ``beta`` outside [0, 1], a ratio below 1, or an ``adaptive`` that is neither True nor False.
     """
 
     def __init__(
         self, memory: PairMemory, rho: float = 0.05, adaptive: bool = True, beta: float = 0.25, replay_ratio: int = 1
     ) -> None:
+        check_bools(adaptive=adaptive)
         super().__init__(memory, beta, replay_ratio)
         self.rho, self.adaptive = rho, adaptive
 

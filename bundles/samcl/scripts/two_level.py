@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -40,7 +40,8 @@ class TwoLevelSAMCL(SAMCL):
         every: SAM in every n-th iteration; 1 is SAM in all.
 
     Raises:
-        ValueError: ``beta`` or ``gamma`` outside [0, 1], a ratio or ``every`` below 1.
+        ValueError: ``beta`` or ``gamma`` outside [0, 1], a ratio or ``every`` below 1, or an ``adaptive`` that is
+            neither True nor False.
     """
 
     def __init__(
@@ -68,6 +69,10 @@ class TwoLevelSAMCL(SAMCL):
         if trainer.state.iteration == 0:
             weights = trainable(trainer.network) if self._tasks else {}
             self._start = {name: p.detach().clone() for name, p in weights.items()}
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> str:
+        """Say that these weights are not gone back to, as those of the first task are not."""
+        return f"{type(self).__name__} does not go back towards these weights at the end of this task"
 
     def descend(self, trainer: ContinualTrainer, samples: Sequence[Sample]) -> Parts:
         """Do one step, of SAM in every n-th iteration."""

@@ -7,6 +7,7 @@ from ignite.engine import Events
 from bundles.dccnn_lstm_reg.scripts.engine import BlurSchedule, CascadeInferer
 from bundles.dccnn_lstm_reg.scripts.objective import SymmetricObjective
 from shared.data.augmentation import PairAugmentation
+from shared.errors import InputError
 from shared.fields import compose
 from shared.warp import warp
 from tests.tiny import kill_at, same, weights
@@ -35,6 +36,11 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, options):
     again = make_trainer(tmp_path / "killed", **options)
     again.run()
     assert same(weights(whole), weights(again))
+
+
+def test_an_augmentation_that_is_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="augmentation: found 'null', expected None or a PairAugmentation"):
+        make_trainer(tmp_path, augmentation="null")
 
 
 def test_augmentation_changes_what_is_learnt(tmp_path):

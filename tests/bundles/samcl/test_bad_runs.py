@@ -127,6 +127,15 @@ def in_training_init_from_nothing(folder: Path):
     return "train+smoke", {**tiny(folder), "init_from": folder / "gone"}, f"{folder}/gone: found no complete run"
 
 
+def in_training_false_as_json_spells_it(folder: Path):
+    return "train+smoke", {**tiny(folder), "adaptive": "false"}, "adaptive: found 'false', expected True or False"
+
+
+def in_training_null_as_json_spells_it(folder: Path):
+    overrides = {**tiny(folder), "scheduler": "null"}
+    return "train+smoke", overrides, "scheduler: found 'null', expected None or a torch learning rate scheduler"
+
+
 def in_inference_a_truncated_image(folder: Path):
     truncated(folder / "bad.nii.gz")
     save(folder / "fixed.nii.gz", blobs())
@@ -148,6 +157,8 @@ def in_inference_a_truncated_image(folder: Path):
         in_training_unknown_task,
         in_training_a_run_dir_below_a_file,
         in_training_init_from_nothing,
+        in_training_false_as_json_spells_it,
+        in_training_null_as_json_spells_it,
         in_inference_a_truncated_image,
     ],
 )

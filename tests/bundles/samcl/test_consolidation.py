@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -10,9 +12,10 @@ from bundles.samcl.scripts.gradient_projection import GPM
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, Sequential
 from shared.data.pairs import stack_pairs
+from shared.files import load_tensors
 from shared.trainer_checkpoint import restore
 from tests.bundles.samcl.tiny import make_network, make_trainer
-from tests.tiny import TinyPairs, same, weights
+from tests.tiny import TinyPairs, kill_at, same, weights
 
 ALL_PLACES = 10**6
 
@@ -184,6 +187,54 @@ def test_importance_is_the_path_over_the_way_and_sums_over_tasks(tmp_path):
             importance[name] = importance.get(name, path[name].clamp_min(0) / (way + 0.01))
             torch.testing.assert_close(trainer.strategy.importance[name], importance[name], msg=name)
         assert all(float(p.abs().max()) == 0 for p in trainer.strategy.path.values())  # the second time adds nothing
+
+
+# -- starting from weights of another strategy, or of a file -----------------------------------------------------------
+
+
+def started_from(tmp_path, strategy, source):
+    """Return a trainer that has learnt a task from the weights of a sequential run, or from their file alone."""
+    if not (tmp_path / "plain").exists():
+        learnt(tmp_path / "plain", Sequential())
+    start = tmp_path / "plain" if source == "run" else tmp_path / "plain" / "model.pt"
+    new = {"dataset": TinyPairs(seed=1), "task": "next", "init_from": start}
+    return learnt(tmp_path / f"{type(strategy).__name__}_{source}", strategy, **new)
+
+
+@pytest.mark.parametrize("source", ["run", "file"])
+@pytest.mark.parametrize("strategy", [EWC(samples=2), SI(), GPM(samples=2)], ids=lambda s: type(s).__name__)
+def test_who_knows_nothing_of_the_weights_it_starts_from_says_so(tmp_path, capsys, strategy, source):
+    said = {"run": "a run of Sequential", "file": "weights alone"}[source]
+    strategy = copy.deepcopy(strategy)
+    trainer = started_from(tmp_path, strategy, source)
+    name = type(strategy).__name__
+    assert (
+        capsys.readouterr().out.count(f"{said}: {name} knows nothing of what these weights learnt; this task is") == 1
+    )
+    assert same(weights(trainer), weights(started_from(tmp_path, Sequential(), source)))
+    capsys.readouterr()
+    second_task(trainer, tmp_path / "after", copy.deepcopy(strategy))
+    assert "knows nothing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["run", "file"])
+def test_lwf_holds_to_the_weights_it_starts_from(tmp_path, capsys, source):
+    held = started_from(tmp_path, LwF(), source)
+    assert "knows nothing" not in capsys.readouterr().out
+    assert not same(weights(held), weights(started_from(tmp_path, Sequential(), source)))
+    options = {"dataset": TinyPairs(seed=1), "task": "next", "init_from": tmp_path / "plain" / "model.pt"}
+    fresh = make_trainer(tmp_path / "fresh", LwF(), **options)
+    restore(fresh)
+    assert same(fresh.strategy.state_dict()["teacher"], load_tensors(tmp_path / "plain" / "model.pt"))
+
+
+def test_a_killed_run_keeps_the_teacher_it_started_from(tmp_path):
+    learnt(tmp_path / "plain", Sequential())
+    options = {"dataset": TinyPairs(seed=1), "task": "next", "init_from": tmp_path / "plain" / "model.pt"}
+    whole = learnt(tmp_path / "whole", LwF(), **options)
+    kill_at(make_trainer(tmp_path / "part", LwF(), **options), 3)
+    again = learnt(tmp_path / "part", LwF(), **options)
+    assert same(weights(whole), weights(again))
 
 
 # -- LwF ---------------------------------------------------------------------------------------------------------------

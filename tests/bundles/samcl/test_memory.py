@@ -154,6 +154,11 @@ def test_capacity_below_one_is_refused():
         ReservoirMemory(0)
 
 
+def test_an_on_disk_that_is_text_is_refused():
+    with pytest.raises(InputError, match="on_disk: found 'false', expected True or False"):
+        ReservoirMemory(4, on_disk="false")
+
+
 def test_pairs_on_disk_are_read_while_the_caller_goes_on(tmp_path, monkeypatch):
     memory, generator = ReservoirMemory(5, on_disk=True), torch.Generator().manual_seed(0)
     memory.save(tmp_path)

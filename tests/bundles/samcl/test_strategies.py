@@ -10,7 +10,9 @@ import torch
 
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, ER, MER, SAMCL, Sequential, SharpnessAware
+from bundles.samcl.scripts.two_level import TwoLevelSAMCL
 from shared.data.pairs import stack_pairs
+from shared.errors import InputError
 from tests.bundles.samcl.tiny import make_network, make_trainer
 from tests.tiny import TinyPairs, same, weights
 
@@ -306,3 +308,10 @@ def test_settings_hold_the_options_and_no_state():
         "memory": "ReservoirMemory(capacity=3)",
     }
     assert AGEM(ReservoirMemory(3)).settings() == {"name": "AGEM", "memory": "ReservoirMemory(capacity=3)"}
+
+
+@pytest.mark.parametrize("kind", [SharpnessAware, SAMCL, TwoLevelSAMCL])
+def test_an_adaptive_that_is_text_is_refused(kind):
+    memory = {} if kind is SharpnessAware else {"memory": ReservoirMemory(3)}
+    with pytest.raises(InputError, match="adaptive: found 'false', expected True or False"):
+        kind(adaptive="false", **memory)

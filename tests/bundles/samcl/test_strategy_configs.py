@@ -50,11 +50,12 @@ def scripts(monkeypatch):
         del sys.modules[name]
 
 
-def parser(name: str, **overrides: object):
+def parser(name: str, *more: str, before: str = "smoke", **overrides: object):
+    """Return the configs of a strategy, with an overlay before it and some after it."""
     from monai.bundle import ConfigParser
 
     config = ConfigParser()
-    config.read_config([CONFIGS / "train.json", CONFIGS / "smoke.json", CONFIGS / "strategies" / f"{name}.json"])
+    config.read_config([CONFIGS / f"{n}.json" for n in ("train", before, f"strategies/{name}", *more)])
     config.update(overrides)
     return config
 
@@ -66,7 +67,8 @@ def test_every_strategy_has_an_overlay():
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.stem)
 def test_overlay_names_its_source_and_every_option(path, scripts):
     content = json.loads(path.read_text())
-    own = {"joint": {"stages", "tasks", "train#dataset#_target_", "train#dataset#data"}, "single": {"stages"}}
+    data = {"host#task", "train#dataset#_target_", "train#dataset#data", "validate#dataset#data"}
+    own = {"joint": {"stages", "tasks", *data}, "single": {"stages"}}
     content.pop("learning_rate", None)  # a method's own rate, where it has one
     assert set(content) == {"_desc_", "strategy", "passes_per_sample"} | own.get(path.stem, set())
     assert 20 < len(content["_desc_"]) <= 160
@@ -104,11 +106,20 @@ def test_overlay_builds_a_strategy_that_makes_the_passes_it_says(name, scripts, 
     assert passes == trainer.batch_size * parser(name)["passes_per_sample"]
 
 
-def pooled_folders(root: Path, images: tuple[int, ...]) -> list[list[str]]:
-    """Write tasks of so many training images."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_option_masks_images_wherever_pairs_are_read(scripts, masked):
+    config = parser("samcl", "evaluate_tasks", mask_images=masked)
+    places = ("train#dataset", "validate#dataset", "evaluation", "past#options")
+    assert [config.get_parsed_content(f"{place}#mask_images") for place in places] == [masked] * 4
+
+
+def pooled_folders(root: Path, images: tuple[int, ...], validated: bool = False) -> list[list[str]]:
+    """Write tasks of so many training images; with ``validated`` the first two are a pair for validation."""
     for number, count in enumerate(images):
         training = [{"image": f"./imagesTr/T{number}_{i:04d}_0000.nii.gz"} for i in range(count)]
-        write_folder(root, {"name": f"T{number}", "modality": {"0": "MR"}, "training": training})
+        pair = {"fixed": training[0]["image"], "moving": training[1]["image"]}
+        more = {"registration_val": [pair]} if validated else {}
+        write_folder(root, {"name": f"T{number}", "modality": {"0": "MR"}, "training": training, **more})
     return [[str(root), f"T{number}"] for number in range(len(images))]
 
 
@@ -128,6 +139,15 @@ def test_the_pairs_of_an_image_with_itself_may_take_part(scripts, tmp_path):
     assert counts == [2 + 6, 4 + 9]
 
 
+def test_a_joint_run_is_named_after_its_tasks_and_validated_on_them(scripts, tmp_path):
+    tasks = pooled_folders(tmp_path, (4, 5), validated=True)
+    config = parser("joint", before="paper", tasks=tasks, bundle_root=str(tmp_path))
+    assert config.get_parsed_content("run_dir") == str(tmp_path / "runs" / "joint_T0_T1")
+    assert config.get_parsed_content("host").task == "joint_T0_T1"
+    pairs = config.get_parsed_content("validate#dataset#data")
+    assert [pair["task"] for pair in pairs] == ["T0", "T1"]
+
+
 @pytest.mark.parametrize("tasks", ["synth_brain_mr", ["synth_brain_mr"], [["data", "a", "b"]]], ids=str)
 def test_tasks_of_another_form_are_refused(scripts, tasks):
     with pytest.raises(InputError, match=r"expected a list of \[dataset_dir, task\]"):
@@ -145,7 +165,7 @@ def test_joint_training_runs(tmp_path):
     options = {
         "config_file": f"[{','.join(names)}]",
         "dataset_dir": tmp_path / "data",
-        "tasks": f"[['{tmp_path}/data','synth_brain_mr'],['{tmp_path}/data','synth_lung_ct']]",
+        "tasks": f"[['{tmp_path}/data','synth_lung_ct'],['{tmp_path}/data','synth_abdomen_ct']]",
         "run_dir": tmp_path / "run",
     }
     flags = [item for key, value in options.items() for item in (f"--{key}", str(value))]
@@ -158,8 +178,10 @@ def test_joint_training_runs(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "synth_brain_mr, validation pairs (never trained on)" in result.stdout
+    assert "synth_lung_ct+synth_abdomen_ct, validation pairs (never trained on)" in result.stdout
+    assert not (tmp_path / "data" / "synth_brain_mr").exists()
     settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["task"] == "joint_synth_lung_ct_synth_abdomen_ct"
     assert settings["strategy"]["name"] == "Sequential"
     assert [settings["data"][n]["pairs"] > 50 for n in ("0", "1")] == [True, True]
     assert settings["data"]["0"]["files"] != settings["data"]["1"]["files"]

@@ -70,3 +70,10 @@ def test_a_task_after_another_strategys_starts_anew(tmp_path):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         two_level(**options)
+
+
+def test_weights_of_another_strategy_are_not_gone_back_to_and_it_is_said(tmp_path, capsys):
+    make_trainer(tmp_path / "0", SAMCL(ReservoirMemory(3))).run()
+    options = {"dataset": TinyPairs(seed=1), "task": "1", "init_from": tmp_path / "0"}
+    make_trainer(tmp_path / "1", TwoLevelSAMCL(ReservoirMemory(3)), **options).run()
+    assert "a run of SAMCL: TwoLevelSAMCL does not go back towards these weights" in capsys.readouterr().out

@@ -192,6 +192,11 @@ def test_impossible_lattices_are_named(tmp_path, size, spacing, message):
         PairDataset([files(tmp_path)], size, spacing)
 
 
+def test_a_switch_that_is_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="mask_images: found 'false', expected True or False"):
+        PairDataset([files(tmp_path)], (8, 8, 8), mask_images="false")
+
+
 def test_one_ct_window_serves_all_pairs(tmp_path):
     """An abdomen with more lung than its partner must not get another contrast."""
     scans = [ct_scan(tmp_path / f"{name}.nii.gz", lung) for name, lung in (("little", 0.05), ("much", 0.3))]

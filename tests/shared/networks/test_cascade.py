@@ -233,6 +233,7 @@ def test_forward_only_has_no_reverse_field():
         ({"steps_per_level": (1, 2)}, r"found steps_per_level \(1, 2\), expected a number or 3 of them"),
         ({"spatial_dims": 4}, "found spatial_dims 4"),
         ({"backbone": "resnet"}, "found backbone 'resnet'"),
+        ({"repair_folds": "false"}, "repair_folds: found 'false', expected True or False"),
         ({"finest": 3}, "found finest 3, expected a scale from 0 to 2"),
     ],
 )
