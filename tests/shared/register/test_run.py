@@ -183,6 +183,27 @@ def test_the_optimisation_goes_on_from_a_composite(tmp_path, d):
     assert float(error.mean()) < 1.0
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_points_pull_on_top_of_a_field_to_start_from(tmp_path, d):
+    pair, truth = known_pair(tmp_path, d)
+    write_transform(tmp_path / "truth.h5", truth)
+    points = pair.points(12)
+    write_points(tmp_path / "fixed.csv", points.numpy())
+    write_points(tmp_path / "moving.csv", truth.move(points).numpy())
+    result = register(
+        tmp_path / "fixed.nii.gz",
+        tmp_path / "moving.nii.gz",
+        tmp_path / "out",
+        init=tmp_path / "truth.h5",
+        optimise=10,
+        guide="points",
+        fixed_points=tmp_path / "fixed.csv",
+        moving_points=tmp_path / "moving.csv",
+    )
+    # The start has the landmarks in their places already.
+    assert result["scores"]["tre_mm"] < 0.2 * result["scores"]["tre_mm_before"]
+
+
 def test_a_network_gives_the_start(tmp_path):
     pair, truth = known_pair(tmp_path, 2)
     files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
