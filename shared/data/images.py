@@ -188,8 +188,32 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
         InputError: unreadable, of another size than its image, or with fractional, negative or huge values.
     """
     path = existing(path, role)
-    array, grid = read_voxels(path, spatial_dims)
+    array, grid = axes_as_image(path, *read_voxels(path, spatial_dims), image_grid, role)
     return check_label(path, to_tensor(array), grid, image_grid, role)[None]
+
+
+def _strays(grid: Grid, image: Grid) -> float:
+    """Return by how many voxels of an image another lattice of its size lies off, at the most."""
+    shift = np.linalg.inv(image.affine) @ grid.affine - np.eye(len(grid.shape) + 1)
+    return float((np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max())
+
+
+def axes_as_image(
+    path: Path, voxels: np.ndarray, grid: Grid, image: Grid, role: str = "label"
+) -> tuple[np.ndarray, Grid]:
+    """Bring a label map or mask (*S) that is stored with other axes into the order of its image, and say so.
+
+    Only where flipped and exchanged axes are all that the two lattices differ by; anything else comes back as it is.
+    """
+    if grid.shape == image.shape and _strays(grid, image) <= 1:
+        return voxels, grid
+    orientation = nib.orientations.io_orientation(np.linalg.inv(image.affine) @ grid.affine)
+    turned = np.ascontiguousarray(nib.orientations.apply_orientation(voxels, orientation))
+    own = Grid(turned.shape, grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape))
+    if own.shape != image.shape or _strays(own, image) > 1:
+        return voxels, grid
+    warnings.warn(f"{path}: this {role} is stored with other axes than its image; they are reordered", stacklevel=3)
+    return turned, own
 
 
 def check_label(
@@ -203,8 +227,7 @@ def check_label(
     """
     if grid.shape != image_grid.shape:
         raise InputError(f"{path}: found a {role} of size {grid.shape}, expected its image's size {image_grid.shape}")
-    shift = np.linalg.inv(image_grid.affine) @ grid.affine - np.eye(len(grid.shape) + 1)
-    if (np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max() > 1:
+    if _strays(grid, image_grid) > 1:
         if strict:
             raise InputError(
                 f"{path}: found a {role} that lies elsewhere in the world than its image ({grid.box_mm()} and "

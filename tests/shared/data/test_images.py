@@ -91,6 +91,23 @@ def test_a_label_elsewhere_in_the_world_is_reported(tmp_path):
         read_label(save(tmp_path / "label.nii.gz", values, almost), image)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flip", [(-1, 1, 1), (1, -1, -1)])
+def test_a_label_with_other_axes_is_reordered(tmp_path, order, flip):
+    world = affine((2.0, 2.5, 3.0), degrees=20)
+    image = read_grid(save(tmp_path / "image.nii.gz", blobs(SHAPE), world))
+    values = np.digitize(blobs(SHAPE), [20, 50, 80]).astype(np.uint8)
+    stored = values.transpose(order)[tuple(slice(None, None, step) for step in flip)]
+    # Voxel of the file -> voxel of the image.
+    matrix = np.zeros((4, 4))
+    for axis, (source, step) in enumerate(zip(order, flip, strict=True)):
+        matrix[source, axis], matrix[source, 3] = step, 0 if step > 0 else SHAPE[source] - 1
+    matrix[3, 3] = 1
+    with pytest.warns(UserWarning, match=r"label\.nii\.gz: this label is stored with other axes than its image"):
+        label = read_label(save(tmp_path / "label.nii.gz", stored, world @ matrix), image)
+    np.testing.assert_array_equal(label[0].numpy(), values)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

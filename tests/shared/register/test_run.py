@@ -11,9 +11,18 @@ import pytest
 import torch
 
 from shared.data.images import read_voxels
+from shared.errors import InputError
 from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
-from shared.transform_io import Transform, read_point_file, read_transform, write_image, write_transform
+from shared.transform_io import (
+    Grid,
+    Transform,
+    read_point_file,
+    read_transform,
+    write_image,
+    write_nifti,
+    write_transform,
+)
 from shared.transform_io.images import itk_image
 from tests.dicom_series import write_dicom
 from tests.itk_peer import itk_points, itk_transform, itk_warped
@@ -156,6 +165,30 @@ def test_points_outside_are_kept_and_counted(tmp_path):
     assert result["points"]["fixed"] == {"count": 4, "outside": 1}
     assert result["points"]["warped_points"]["count"] == 4
     assert len((tmp_path / "out" / "warped_points.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("role", ["label", "mask"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_labels_and_masks_lie_where_their_header_says(tmp_path, d, role):
+    known_pair(tmp_path, d)
+    label, grid = read_voxels(tmp_path / "moving_label.nii.gz", d)
+    flipped = grid.affine.copy()
+    flipped[:, d] += flipped[:, 0] * (grid.shape[0] - 1)
+    flipped[:, 0] *= -1
+    write_nifti(tmp_path / "flipped.nii.gz", np.ascontiguousarray(label[::-1]), Grid(grid.shape, flipped))
+    pair_of = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
+    options = {"init": "none", "optimise": 0, "fixed_label": tmp_path / "fixed_label.nii.gz"}
+    options["moving_label"] = tmp_path / "moving_label.nii.gz"
+    plain = register(*pair_of, tmp_path / "a", **options, moving_mask=tmp_path / "moving_label.nii.gz")
+    options["moving_mask"] = tmp_path / "moving_label.nii.gz"
+    with pytest.warns(UserWarning, match=rf"flipped\.nii\.gz: this {role} is stored with other axes") as told:
+        other = register(*pair_of, tmp_path / "b", **options | {f"moving_{role}": tmp_path / "flipped.nii.gz"})
+    assert other["scores"] == plain["scores"]
+    assert f"warning: {told[0].message}" in other["log"]
+    grid.affine[0, d] += 20
+    write_nifti(tmp_path / "far.nii.gz", label, grid)
+    with pytest.raises(InputError, match=rf"far\.nii\.gz: found a {role} that lies elsewhere in the world than"):
+        register(*pair_of, tmp_path / "c", **options | {f"moving_{role}": tmp_path / "far.nii.gz"})
 
 
 @pytest.mark.parametrize("init", ["centre", "rigid"])
