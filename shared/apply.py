@@ -36,8 +36,10 @@ _FEW_VALUES, _SHARED = 16, 0.7
 _AT_ONCE = 4_000_000
 
 
-def resample(voxels: np.ndarray, ddf: Tensor, interpolation: str = "linear") -> np.ndarray:
-    """Pull an image back through a field; outside the image lies its darkest value.
+def resample(
+    voxels: np.ndarray, ddf: Tensor, interpolation: str = "linear", outside: float | None = None
+) -> np.ndarray:
+    """Pull an image back through a field; outside the image lies its darkest value, outside a label map 0.
 
     In CT that is air, where a plain 0 would be water.
 
@@ -45,13 +47,16 @@ def resample(voxels: np.ndarray, ddf: Tensor, interpolation: str = "linear") -> 
         voxels: (*S), any real type.
         ddf: (1, d, *T) in voxels of the image, as :meth:`shared.transform_io.Transform.ddf` returns it.
         interpolation: "linear", "nearest", or "label" (see :func:`resample_labels`).
+        outside: another value outside; "label" always takes 0.
 
     Returns:
         (*T); float32 when interpolated linearly, else the image's own type.
     """
     if interpolation == "label":
         return resample_labels(voxels, ddf)
-    floor = voxels.min()
+    floor = voxels.min() if outside is None else outside
+    if outside is None and interpolation == "nearest" and floor > 0 and looks_like_labels(voxels):
+        floor = 0
     # Doubles hold every label exactly; intensities need no more than float32.
     kind = np.float32 if interpolation == "linear" else np.float64
     image = torch.from_numpy(voxels.astype(kind) - kind(floor))

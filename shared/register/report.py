@@ -123,7 +123,7 @@ def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, floa
         return {}, {}
     table = label_scores(warped, fixed.label, fixed.grid.spacing_mm)
     still = Transform((Affine(np.eye(len(fixed.grid.shape) + 1)),)).ddf(fixed.grid, moving.grid)
-    before = label_scores(resample(moving.label, still, "nearest"), fixed.label, fixed.grid.spacing_mm)
+    before = label_scores(resample(moving.label, still, "nearest", outside=0), fixed.label, fixed.grid.spacing_mm)
     scores: dict[str, float] = {}
     for name in ("dice", "hd95_mm"):
         for suffix, rows in (("", table), ("_before", before)):

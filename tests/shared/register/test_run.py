@@ -26,7 +26,7 @@ from shared.transform_io import (
 from shared.transform_io.images import itk_image
 from tests.dicom_series import write_dicom
 from tests.itk_peer import itk_points, itk_transform, itk_warped
-from tests.shared.register.pairs import known_pair, write_points
+from tests.shared.register.pairs import known_pair, plain_grid, structured, write_points
 
 IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data"
 WRITTEN = {
@@ -189,6 +189,22 @@ def test_labels_and_masks_lie_where_their_header_says(tmp_path, d, role):
     write_nifti(tmp_path / "far.nii.gz", label, grid)
     with pytest.raises(InputError, match=rf"far\.nii\.gz: found a {role} that lies elsewhere in the world than"):
         register(*pair_of, tmp_path / "c", **options | {f"moving_{role}": tmp_path / "far.nii.gz"})
+
+
+def test_before_the_registration_no_label_lies_outside_the_moving_label_map(tmp_path):
+    image = structured((24, 24))
+    # A crop that holds one label alone, shifted by half its size.
+    grids = [plain_grid((24, 24)), plain_grid((24, 24))]
+    grids[1].affine[0, 2] = 24.0
+    for side, grid in zip(("fixed", "moving"), grids, strict=True):
+        write_nifti(tmp_path / f"{side}.nii.gz", image, grid)
+        write_nifti(tmp_path / f"{side}_label.nii.gz", np.full((24, 24), 5, np.uint8), grid)
+    files = {f"{side}_label": tmp_path / f"{side}_label.nii.gz" for side in ("fixed", "moving")}
+    result = register(
+        tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", **files, init="none", optimise=0
+    )
+    # Half of the fixed label map, and half of the moving one: 2 * 12 / (24 + 12).
+    assert result["scores"]["dice_before"] == pytest.approx(2 / 3, abs=0.02)
 
 
 @pytest.mark.parametrize("init", ["centre", "rigid"])
