@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.intensity import find_ct_window, looks_like_ct, normalise
 from ..data.resampling import resample
 from ..errors import InputError, did_you_mean
-from ..optimise import OptimiseSettings, optimise
+from ..optimise import Guides, OptimiseSettings, optimise
 from ..transform_io import Affine, Displacement, Transform, network_grid, read_transform
 from .inputs import Pair
 
@@ -90,7 +90,8 @@ def find_start(
 def _fitted(pair: Pair, settings: OptimiseSettings, device: torch.device | str) -> Start:
     """Return the alignment alone, of an optimisation without a single iteration."""
     images = (pair.fixed.image.to(device), pair.moving.image.to(device))
-    alignment = optimise(*images, pair.fixed.grid, pair.moving.grid, settings=settings).alignment
+    masks = Guides(*(side.mask.to(device) if side.mask is not None else None for side in (pair.fixed, pair.moving)))
+    alignment = optimise(*images, pair.fixed.grid, pair.moving.grid, settings=settings, guides=masks).alignment
     return Start(alignment.matrix, None, f"{alignment.kind} ({alignment.note})")
 
 

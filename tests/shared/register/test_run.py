@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from shared.data.images import read_voxels
 from shared.errors import InputError
@@ -205,6 +206,52 @@ def test_before_the_registration_no_label_lies_outside_the_moving_label_map(tmp_
     )
     # Half of the fixed label map, and half of the moving one: 2 * 12 / (24 + 12).
     assert result["scores"]["dice_before"] == pytest.approx(2 / 3, abs=0.02)
+
+
+def organ_and_table(folder: Path, places, table: int | None) -> dict[str, Path]:
+    """Write two images (96, 96) of an organ at two places, over a table that stays, and a mask around each organ."""
+
+    def disc(size: int, seed: int) -> np.ndarray:
+        away = np.hypot(*(np.mgrid[:size, :size] - (size - 1) / 2))
+        texture = gaussian_filter(np.random.default_rng(seed).standard_normal((size, size)), 1.5)
+        return np.where(away < size / 2, 300 + 700 * (texture - texture.min()) / np.ptp(texture), 0)
+
+    files, organ = {}, disc(24, 5)
+    for side, (i, j) in zip(("fixed", "moving"), places, strict=True):
+        image, mask = np.zeros((96, 96), np.float32), np.zeros((96, 96), np.uint8)
+        if table is not None:
+            image[table : table + 40, 50:90] = disc(40, 9)
+        image[i : i + 24, j : j + 24], mask[i - 4 : i + 28, j - 4 : j + 28] = organ, 1
+        for name, voxels in ((side, image), (f"{side}_mask", mask)):
+            files[name] = folder / f"{name}.nii.gz"
+            write_nifti(files[name], voxels, plain_grid((96, 96), 1.0))
+    return files
+
+
+def test_a_fit_without_optimisation_looks_at_the_masks(tmp_path):
+    files = organ_and_table(tmp_path, ((60, 10), (60, 20)), 4)
+    register(**files, out=tmp_path / "out", init="rigid", optimise=0)
+    matrix = read_transform(tmp_path / "out" / "affine.txt", 2).affine.matrix
+    organ = np.array([72.0, 22.0, 1.0])
+    np.testing.assert_allclose((matrix @ organ)[:2], [72, 32], atol=1.0)
+
+
+@pytest.mark.parametrize("init", ["rigid", "centre"])
+def test_masks_may_meet_after_the_alignment_only(tmp_path, init):
+    files = organ_and_table(tmp_path, ((36, 6), (36, 62)), None)
+    result = register(**files, out=tmp_path / "out", init=init, optimise=3)
+    assert result["verdict"] == "ok", result["reasons"]
+    with pytest.raises(InputError, match="the masks leave nothing in common where the images overlap"):
+        register(**files, out=tmp_path / "out", init="none", optimise=3)
+
+
+def test_masks_that_do_not_meet_after_the_alignment_are_refused(tmp_path):
+    files = organ_and_table(tmp_path, ((36, 36), (36, 36)), None)
+    corner = np.zeros((96, 96), np.uint8)
+    corner[:6, :6] = 1
+    write_nifti(files["moving_mask"], corner, plain_grid((96, 96), 1.0))
+    with pytest.raises(InputError, match="the masks leave nothing in common where the images overlap"):
+        register(**files, out=tmp_path / "out", optimise=3)
 
 
 @pytest.mark.parametrize("init", ["centre", "rigid"])
