@@ -8,19 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.openers import ImageOpener
 from torch import Tensor
 
 from ..errors import InputError
 from ..transform_io import Grid, read_with_itk
+from .nifti import is_nifti, nifti_header, reason, warn_of_frames
 
 __all__ = ["read_grid", "read_image", "read_label", "read_points", "read_voxels"]
-
-_NIFTI = (".nii", ".nii.gz")
-
-
-def is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(_NIFTI)
 
 
 def existing(path: str | Path, role: str) -> Path:
@@ -56,18 +50,6 @@ def checked_grid(
     return Grid(tuple(int(n) for n in shape), small)
 
 
-def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray, list[float]]:
-    """Return shape, affine and voxel spacing as written."""
-    try:
-        header = nib.load(path)
-        with ImageOpener(path) as stream:
-            # As written: nibabel's own check turns a spacing of zero into one.
-            raw = type(header.header).from_fileobj(stream, check=False)
-        return tuple(header.shape), np.asarray(header.affine, float), [abs(float(z)) for z in raw["pixdim"][1:4]]
-    except Exception as error:
-        raise InputError(f"{path}: not readable as an image ({_short(error)}); expected a NIfTI file") from error
-
-
 def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
     """Read only the header of an image file (NIfTI) and check it; other formats are read whole.
 
@@ -81,12 +63,9 @@ def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
     path = existing(path, "image")
     if not is_nifti(path):
         return read_voxels(path, spatial_dims)[1]
-    return checked_grid(path, *nifti_header(path), spatial_dims)
-
-
-def _short(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
+    grid = checked_grid(path, *nifti_header(path), spatial_dims)
+    warn_of_frames(path)
+    return grid
 
 
 def _one_frame(path: Path, shape: tuple[int, ...], frame: int | None) -> tuple[tuple[int, ...], int | None]:
@@ -118,6 +97,7 @@ def read_voxels(path: str | Path, spatial_dims: int | None = 3, frame: int | Non
         shape, affine, spacing = nifti_header(path)
         chosen, frame = _one_frame(path, shape, frame)
         grid = checked_grid(path, chosen, affine, spacing, spatial_dims)
+        warn_of_frames(path)
         array, _, count = load_voxels(path)
     else:
         array, itk_grid, count = load_voxels(path)
@@ -143,7 +123,7 @@ def load_voxels(path: Path) -> tuple[np.ndarray, Grid, int]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path}: its voxels cannot be read ({_short(error)}); expected a complete image file"
+            f"{path}: its voxels cannot be read ({reason(error)}); expected a complete image file"
         ) from error
 
 
@@ -266,7 +246,7 @@ def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
         points = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{path}: not readable as points ({_short(error)}); expected comma separated numbers"
+            f"{path}: not readable as points ({reason(error)}); expected comma separated numbers"
         ) from error
     if points.size == 0 or points.shape[1] != spatial_dims or not np.isfinite(points).all():
         raise InputError(f"{path}: found {points.shape} values, expected finite numbers in {spatial_dims} columns")

@@ -12,6 +12,7 @@ import torch
 
 from shared.data.images import read_grid, read_image, read_label, read_points
 from shared.errors import InputError
+from shared.transform_io import read_with_itk
 from tests.learn2reg_folder import affine, blobs, save
 
 OBLIQUE = affine((1.5, 2.0, 3.0), (-20, 5, 11), degrees=17, order=(2, 0, 1), flip=(-1, 1, -1))
@@ -154,3 +155,51 @@ def test_points_that_are_no_file_are_named(tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=rf"{name}: "):
         read_points(tmp_path / name)
+
+
+# -- frames in NIfTI headers -------------------------------------------------------------------------------------------
+
+
+def with_frames(path, sform, s_code, qform, q_code, unit="mm"):
+    image = nib.Nifti1Image(blobs(SHAPE), sform)
+    image.set_sform(sform, code=s_code)
+    image.set_qform(qform, code=q_code)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("unit", "length"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0), ("unknown", 1.0)])
+def test_lengths_are_millimetres_whatever_the_header_counts_in(tmp_path, unit, length):
+    world = affine((2.0, 2.5, 3.0), (5, -7, 9), degrees=20)
+    path = with_frames(tmp_path / "a.nii.gz", world, 1, world, 1, unit)
+    expected = world.copy()
+    expected[:3] *= length
+    np.testing.assert_allclose(read_grid(path).affine, expected, rtol=1e-5)
+    np.testing.assert_allclose(read_with_itk(path)[1].affine, expected, rtol=1e-4)
+
+
+def moved(by: float) -> np.ndarray:
+    world = affine((2.0, 2.0, 2.0))
+    world[0, 3] += by
+    return world
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ((1, 1), "the sform is taken, ITK and ANTs take it too"),
+        ((2, 1), "the sform is taken, ITK and ANTs take the qform"),
+        ((0, 0), "found a header without a frame"),
+    ],
+)
+def test_two_frames_or_none_are_told(tmp_path, codes, message):
+    path = with_frames(tmp_path / "a.nii.gz", moved(50), codes[0], moved(0), codes[1])
+    with pytest.warns(UserWarning, match=r"a\.nii\.gz: " + f".*{message}"):
+        grid = read_grid(path)
+    theirs = read_with_itk(path)[1]
+    assert np.allclose(grid.affine, theirs.affine) == (codes == (1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_grid(with_frames(tmp_path / "b.nii.gz", moved(0.01), 2, moved(0), 1))
+        read_grid(with_frames(tmp_path / "c.nii.gz", moved(50), 2, moved(0), 0))
