@@ -173,6 +173,16 @@ def _read_chain(
     return whole, max(residuals) if residuals else None
 
 
+def _in_space(entry: str | Path | tuple[str | Path, bool], grids: Sequence[Grid]) -> bool:
+    """Whether single slices are to be carried through space: all of them lie there, and so does the transform."""
+    if any(grid.plane is None for grid in grids):
+        return False
+    path = entry[0] if isinstance(entry, tuple) else entry
+    ends = [grid.thick for grid in (*grids, *grids)][:2]
+    # Learn2Reg's packed fields count voxels of the slices and tell no dimensions without them.
+    return not str(path).lower().endswith(".npz") and read_transform(path, None, *ends).dims == 3
+
+
 def _warn_inexact(residual: float, grid: Grid) -> None:
     if residual > 0.1 * min(grid.spacing_mm):
         warnings.warn(
@@ -263,6 +273,11 @@ def apply_files(
         check_image_name(out)
         image, grid = read_voxels(input, len(start.shape), frame)
         end = end or grid
+    if transforms and _in_space(transforms[0], [g for g in (start, end) if g is not None]):
+        start, end = start.thick, end.thick if end is not None else None
+        if image is not None:
+            grid = grid.thick
+            image = image.reshape(grid.shape)
     transform, residual = _read_chain(transforms, inverse, start, end)
     result: dict[str, Any] = {"out": str(out)}
     if residual is not None:

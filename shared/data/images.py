@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..transform_io import Grid, read_with_itk
+from ..transform_io import Grid, in_plane, read_with_itk
 from .nifti import is_nifti, nifti_header, reason, warn_of_frames
 
 __all__ = ["read_grid", "read_image", "read_label", "read_points", "read_voxels"]
@@ -29,10 +30,12 @@ def checked_grid(
 ) -> Grid:
     """Turn a header into a grid, 2D or 3D where ``dims`` is None; trailing axes of one voxel are no dimensions.
 
-    A 3D image with an axis of one voxel is refused unless ``flat``.
+    A volume of one voxel along an axis is a 2D image in its own plane; as a 3D one it is refused unless ``flat``.
     """
-    while len(shape) > (dims or 2) and shape[-1] == 1:
+    while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if dims != 3 and len(shape) == 3 and 1 in shape:
+        return _slice_grid(path, shape, affine, spacing)
     dims = dims or min(len(shape), 3)
     if len(shape) != dims:
         hint = f"; pick one time frame or channel (frame: 0..{int(np.prod(shape[3:])) - 1})" if len(shape) > 3 else ""
@@ -48,6 +51,21 @@ def checked_grid(
         expected = "an invertible one" if dims == 3 else "an invertible one (a 2D image lies in the plane x, y)"
         raise InputError(f"{path}: found a singular affine {small[:dims].tolist()}, expected {expected}")
     return Grid(tuple(int(n) for n in shape), small)
+
+
+def _slice_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacing: list[float]) -> Grid:
+    """Return the 2D grid of a volume of one slice."""
+    axis = max(a for a in range(3) if shape[a] == 1)
+    kept = [a for a in range(3) if a != axis]
+    if any(spacing[a] <= 0 or not np.isfinite(spacing[a]) for a in kept):
+        raise InputError(f"{path}: found voxel spacing {spacing} mm, expected every spacing above zero")
+    whole = np.eye(4)
+    whole[:3, :3], whole[:3, 3] = affine[:3, :3], affine[:3, -1]
+    try:
+        flat, plane = in_plane(whole, axis)
+    except ValueError:
+        raise InputError(f"{path}: found a singular affine {whole[:3].tolist()}, expected an invertible one") from None
+    return Grid((int(shape[kept[0]]), int(shape[kept[1]])), flat, plane)
 
 
 def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
@@ -174,6 +192,8 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
 
 def _strays(grid: Grid, image: Grid) -> float:
     """Return by how many voxels of an image another lattice of its size lies off, at the most."""
+    if grid.thick.shape == image.thick.shape:
+        grid, image = grid.thick, image.thick
     shift = np.linalg.inv(image.affine) @ grid.affine - np.eye(len(grid.shape) + 1)
     return float((np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max())
 
@@ -190,6 +210,9 @@ def axes_as_image(
     orientation = nib.orientations.io_orientation(np.linalg.inv(image.affine) @ grid.affine)
     turned = np.ascontiguousarray(nib.orientations.apply_orientation(voxels, orientation))
     own = Grid(turned.shape, grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape))
+    if grid.plane is not None and image.plane is not None:
+        # Which axis of a file a slice has its one voxel on is nothing to its pixels.
+        own = replace(own, plane=replace(grid.plane, axis=image.plane.axis, step=image.plane.step))
     if own.shape != image.shape or _strays(own, image) > 1:
         return voxels, grid
     warnings.warn(f"{path}: this {role} is stored with other axes than its image; they are reordered", stacklevel=3)

@@ -18,13 +18,13 @@ from ..files import save_json, writable_dir
 from ..metrics.determinants import determinants
 from ..optimise import OptimiseSettings
 from ..quality_check import verdict
-from ..transform_io import Transform, write_itk_displacement, write_nifti, write_transform
+from ..transform_io import Transform, in_space, write_nifti, write_transform
 from .inputs import Files, Pair, read_pair
 from .memory import check_memory, thinned
 from .report import draw, plain, remarks, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
-from .write import pulled, storable_inverse, storable_label, write_points
+from .write import pulled, storable_inverse, storable_label, write_points, write_whole
 
 __all__ = ["GUIDES", "register"]
 
@@ -198,14 +198,15 @@ def _write(
         bar.update()
         forth = transform.ddf(grid, grid)
         determinant = determinants(forth)
-        write_transform(folder / "transform.h5", transform)
-        write_transform(folder / "affine.txt", Transform((found.start,)))
-        write_itk_displacement(folder / "transform.nii.gz", forth, grid)
+        planes = fixed.grid.plane, moving.grid.plane
+        write_transform(folder / "transform.h5", in_space(transform, *planes))
+        write_transform(folder / "affine.txt", in_space(Transform((found.start,)), *planes))
+        write_whole(folder / "transform.nii.gz", transform, forth, grid, *planes)
         bar.update()
         inverse, residual = transform.inverse()
         filed = storable_inverse(inverse)
-        write_transform(folder / "inverse_transform.h5", filed)
-        write_itk_displacement(folder / "inverse_transform.nii.gz", filed.ddf(back, back), back)
+        write_transform(folder / "inverse_transform.h5", in_space(filed, *reversed(planes)))
+        write_whole(folder / "inverse_transform.nii.gz", filed, filed.ddf(back, back), back, *reversed(planes))
         bar.update()
         scores, points = scored(pair, found, filed, (forth, determinant, grid))
         scores["inverse_residual_mm"] = residual

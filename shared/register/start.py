@@ -14,7 +14,7 @@ from ..data.intensity import find_ct_window, looks_like_ct, normalise
 from ..data.resampling import resample
 from ..errors import InputError, did_you_mean
 from ..optimise import Guides, OptimiseSettings, optimise
-from ..transform_io import Affine, Displacement, Transform, network_grid, read_transform
+from ..transform_io import Affine, Displacement, Transform, network_grid, read_between
 from .inputs import Pair
 
 __all__ = ["INITS", "GivenField", "NetworkField", "Start", "find_start", "network_displacement", "network_input"]
@@ -102,7 +102,7 @@ def _from_file(path: Path, pair: Pair) -> Start:
             f"one of {', '.join(INITS)}, or a transform file"
         )
     grids = pair.fixed.grid, pair.moving.grid
-    parts = list(read_transform(path, len(grids[0].shape), *grids).parts)
+    parts = list(read_between(path, *grids).parts)
     matrix = np.eye(len(grids[0].shape) + 1)
     # Linear parts at the end act as one; what is left of the chain is a field in the fixed image's frame.
     while parts and isinstance(last := parts[-1], Affine):
