@@ -36,8 +36,10 @@ _FEW_VALUES, _SHARED = 16, 0.7
 _AT_ONCE = 4_000_000
 
 
-def resample(voxels: np.ndarray, ddf: Tensor, interpolation: str = "linear") -> np.ndarray:
-    """Pull an image back through a field; outside the image lies its darkest value.
+def resample(
+    voxels: np.ndarray, ddf: Tensor, interpolation: str = "linear", outside: float | None = None
+) -> np.ndarray:
+    """Pull an image back through a field; outside the image lies its darkest value, outside a label map 0.
 
     In CT that is air, where a plain 0 would be water.
 
@@ -45,13 +47,16 @@ def resample(voxels: np.ndarray, ddf: Tensor, interpolation: str = "linear") -> 
         voxels: (*S), any real type.
         ddf: (1, d, *T) in voxels of the image, as :meth:`shared.transform_io.Transform.ddf` returns it.
         interpolation: "linear", "nearest", or "label" (see :func:`resample_labels`).
+        outside: another value outside; "label" always takes 0.
 
     Returns:
         (*T); float32 when interpolated linearly, else the image's own type.
     """
     if interpolation == "label":
         return resample_labels(voxels, ddf)
-    floor = voxels.min()
+    floor = voxels.min() if outside is None else outside
+    if outside is None and interpolation == "nearest" and floor > 0 and looks_like_labels(voxels):
+        floor = 0
     # Doubles hold every label exactly; intensities need no more than float32.
     kind = np.float32 if interpolation == "linear" else np.float64
     image = torch.from_numpy(voxels.astype(kind) - kind(floor))
@@ -168,6 +173,16 @@ def _read_chain(
     return whole, max(residuals) if residuals else None
 
 
+def _in_space(entry: str | Path | tuple[str | Path, bool], grids: Sequence[Grid]) -> bool:
+    """Whether single slices are to be carried through space: all of them lie there, and so does the transform."""
+    if any(grid.plane is None for grid in grids):
+        return False
+    path = entry[0] if isinstance(entry, tuple) else entry
+    ends = [grid.thick for grid in (*grids, *grids)][:2]
+    # Learn2Reg's packed fields count voxels of the slices and tell no dimensions without them.
+    return not str(path).lower().endswith(".npz") and read_transform(path, None, *ends).dims == 3
+
+
 def _warn_inexact(residual: float, grid: Grid) -> None:
     if residual > 0.1 * min(grid.spacing_mm):
         warnings.warn(
@@ -258,6 +273,11 @@ def apply_files(
         check_image_name(out)
         image, grid = read_voxels(input, len(start.shape), frame)
         end = end or grid
+    if transforms and _in_space(transforms[0], [g for g in (start, end) if g is not None]):
+        start, end = start.thick, end.thick if end is not None else None
+        if image is not None:
+            grid = grid.thick
+            image = image.reshape(grid.shape)
     transform, residual = _read_chain(transforms, inverse, start, end)
     result: dict[str, Any] = {"out": str(out)}
     if residual is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from shared.errors import InputError
 from shared.files import read_json
 
-from .apply import apply_transforms, described, file_flags, listed_transforms
+from .apply import apply_transforms, check_frame, described, file_flags, listed_transforms
 from .flags import check_flags, json_words
 from .register import register, register_flags
 
@@ -166,8 +166,10 @@ def apply(
         frame: of an input that holds several, from 0.
         format: of a transform written: itk, niftyreg or learn2reg; by default by the suffix.
     """
+    check_frame(frame)
     chain = listed_transforms(transform)
-    print(described(apply_transforms(chain, reference, out, input, interpolation, inverse, onto, frame, format)))
+    words = str(interpolation), inverse, onto, frame, str(format)
+    print(described(apply_transforms(chain, reference, out, input, *words)))
 
 
 def package(
@@ -239,24 +241,36 @@ COMMANDS = {
 }
 
 
+# Commands whose flags are checked before any work: what is left over would be told after it.
+CHECKED: dict[str, tuple[Callable[..., None], Callable[[list[str]], list[str]]]] = {
+    "apply": (apply, file_flags),
+    "register": (register, register_flags),
+}
+# What is interrupted there starts anew; the others go on where they were.
+ANEW = ("apply", "package", "register", "report")
+
+
 def main() -> None:
-    """Run a command; bad input ends with its message alone."""
+    """Run a command; bad input and unusable options end with their message alone and exit code 1."""
     arguments = sys.argv[1:]
-    if "--help" in arguments:
+    if not {"--help", "-h"}.isdisjoint(arguments):
         # Else it would be one more option of the training config.
         arguments = [*arguments[:1], "--", "--help"] if arguments[0] in COMMANDS else ["--help"]
     try:
-        if arguments[:1] == ["apply"]:
-            arguments = file_flags(arguments)
-        elif arguments[:1] == ["register"] and "--help" not in arguments:
-            check_flags(arguments[1:], register)
-            arguments = register_flags(arguments)
+        if arguments and arguments[0] in CHECKED and "--help" not in arguments:
+            command, literal = CHECKED[arguments[0]]
+            arguments = [arguments[0], *literal(arguments[1:])]
+            check_flags(arguments[1:], command)
         fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")
         sys.exit(1)
+    except fire.core.FireExit as end:
+        # Its 2 for unusable arguments is what `register --strict` says of a failed registration.
+        sys.exit(1 if end.code else 0)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on from here\n")
+        again = "starts anew" if arguments and arguments[0] in ANEW else "goes on from here"
+        sys.stderr.write(f"\nstopped; the same command {again}\n")
         sys.exit(130)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.apply import apply_files
+from shared.errors import InputError
 
 from .flags import literal_flags, plain_warnings
 
-__all__ = ["apply_transforms", "described", "file_flags", "listed_transforms"]
+__all__ = ["apply_transforms", "check_frame", "described", "file_flags", "listed_transforms"]
 
 _PATHS = ("transform", "reference", "out", "input", "onto")
 
@@ -39,6 +40,12 @@ def listed_transforms(values: str | Sequence[str]) -> list[tuple[str, bool]]:
         else:
             found += [(name, False) for name in names]
     return found
+
+
+def check_frame(frame: Any) -> None:
+    """Raise InputError unless a frame is a whole number from 0, or None."""
+    if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int) or frame < 0):
+        raise InputError(f"found --frame {frame}, expected a whole number from 0")
 
 
 def apply_transforms(*arguments: Any) -> dict[str, Any]:

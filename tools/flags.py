@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -72,21 +73,40 @@ def literal_flags(
     return [*kept, *(f"--{f}={found if f == repeated else repr(found[0])}" for f, found in values.items())]
 
 
+def _named(arguments: list[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """Return the flags of a command line without their dashes; every word must be one or the value of one."""
+    given: list[str] = []
+    takes = False
+    for argument in arguments:
+        if not re.match("-[A-Za-z]|--.", argument):
+            if not takes:
+                raise InputError(f"found the word {argument!r} that belongs to no option, expected --option value")
+            takes = False
+            continue
+        name, equals, _ = argument.partition("=")
+        flag = name.removeprefix("--").replace("-", "_") if name.startswith("--") else name
+        if flag not in parameters and flag.removeprefix("no") not in parameters:
+            raise InputError(
+                f"found the option {name}{did_you_mean(flag, parameters)}, expected some of "
+                f"{', '.join(f'--{known}' for known in parameters)}"
+            )
+        given.append(flag)
+        # A switch stands alone: the word after it is none of its own.
+        takes = not equals and flag in parameters and not isinstance(parameters[flag].default, bool)
+    return given
+
+
 def check_flags(arguments: list[str], command: Callable[..., Any]) -> None:
-    """Raise InputError where a ``--flag`` is none of the command's, naming the nearest one, or where one is missing.
+    """Raise InputError where words are none of the command's flags with their values, or where a flag is missing.
+
+    Left to itself, fire runs the command first and stumbles over what is left afterwards.
 
     Args:
         arguments: of the command line, without the command.
         command: whose parameters are the flags.
     """
     parameters = inspect.signature(command).parameters
-    given = [a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--") and len(a) > 2]
-    for flag in given:
-        if flag not in parameters and flag.removeprefix("no") not in parameters:
-            raise InputError(
-                f"found the option --{flag}{did_you_mean(flag, parameters)}, expected some of "
-                f"{', '.join(f'--{name}' for name in parameters)}"
-            )
+    given = _named(arguments, parameters)
     needed = [name for name, p in parameters.items() if p.default is p.empty]
     missing = [name for name in needed if name not in given]
     if missing:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.openers import ImageOpener
 from torch import Tensor
 
 from ..errors import InputError
-from ..transform_io import Grid, read_with_itk
+from ..transform_io import Grid, in_plane, read_with_itk
+from .nifti import is_nifti, nifti_header, reason, warn_of_frames
 
 __all__ = ["read_grid", "read_image", "read_label", "read_points", "read_voxels"]
-
-_NIFTI = (".nii", ".nii.gz")
-
-
-def is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(_NIFTI)
 
 
 def existing(path: str | Path, role: str) -> Path:
@@ -35,10 +30,12 @@ def checked_grid(
 ) -> Grid:
     """Turn a header into a grid, 2D or 3D where ``dims`` is None; trailing axes of one voxel are no dimensions.
 
-    A 3D image with an axis of one voxel is refused unless ``flat``.
+    A volume of one voxel along an axis is a 2D image in its own plane; as a 3D one it is refused unless ``flat``.
     """
-    while len(shape) > (dims or 2) and shape[-1] == 1:
+    while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
+    if dims != 3 and len(shape) == 3 and 1 in shape:
+        return _slice_grid(path, shape, affine, spacing)
     dims = dims or min(len(shape), 3)
     if len(shape) != dims:
         hint = f"; pick one time frame or channel (frame: 0..{int(np.prod(shape[3:])) - 1})" if len(shape) > 3 else ""
@@ -56,16 +53,19 @@ def checked_grid(
     return Grid(tuple(int(n) for n in shape), small)
 
 
-def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray, list[float]]:
-    """Return shape, affine and voxel spacing as written."""
+def _slice_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacing: list[float]) -> Grid:
+    """Return the 2D grid of a volume of one slice."""
+    axis = max(a for a in range(3) if shape[a] == 1)
+    kept = [a for a in range(3) if a != axis]
+    if any(spacing[a] <= 0 or not np.isfinite(spacing[a]) for a in kept):
+        raise InputError(f"{path}: found voxel spacing {spacing} mm, expected every spacing above zero")
+    whole = np.eye(4)
+    whole[:3, :3], whole[:3, 3] = affine[:3, :3], affine[:3, -1]
     try:
-        header = nib.load(path)
-        with ImageOpener(path) as stream:
-            # As written: nibabel's own check turns a spacing of zero into one.
-            raw = type(header.header).from_fileobj(stream, check=False)
-        return tuple(header.shape), np.asarray(header.affine, float), [abs(float(z)) for z in raw["pixdim"][1:4]]
-    except Exception as error:
-        raise InputError(f"{path}: not readable as an image ({_short(error)}); expected a NIfTI file") from error
+        flat, plane = in_plane(whole, axis)
+    except ValueError:
+        raise InputError(f"{path}: found a singular affine {whole[:3].tolist()}, expected an invertible one") from None
+    return Grid((int(shape[kept[0]]), int(shape[kept[1]])), flat, plane)
 
 
 def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
@@ -81,12 +81,9 @@ def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
     path = existing(path, "image")
     if not is_nifti(path):
         return read_voxels(path, spatial_dims)[1]
-    return checked_grid(path, *nifti_header(path), spatial_dims)
-
-
-def _short(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
+    grid = checked_grid(path, *nifti_header(path), spatial_dims)
+    warn_of_frames(path)
+    return grid
 
 
 def _one_frame(path: Path, shape: tuple[int, ...], frame: int | None) -> tuple[tuple[int, ...], int | None]:
@@ -118,6 +115,7 @@ def read_voxels(path: str | Path, spatial_dims: int | None = 3, frame: int | Non
         shape, affine, spacing = nifti_header(path)
         chosen, frame = _one_frame(path, shape, frame)
         grid = checked_grid(path, chosen, affine, spacing, spatial_dims)
+        warn_of_frames(path)
         array, _, count = load_voxels(path)
     else:
         array, itk_grid, count = load_voxels(path)
@@ -143,7 +141,7 @@ def load_voxels(path: Path) -> tuple[np.ndarray, Grid, int]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path}: its voxels cannot be read ({_short(error)}); expected a complete image file"
+            f"{path}: its voxels cannot be read ({reason(error)}); expected a complete image file"
         ) from error
 
 
@@ -188,8 +186,37 @@ def read_label(path: str | Path, image_grid: Grid, spatial_dims: int = 3, role: 
         InputError: unreadable, of another size than its image, or with fractional, negative or huge values.
     """
     path = existing(path, role)
-    array, grid = read_voxels(path, spatial_dims)
+    array, grid = axes_as_image(path, *read_voxels(path, spatial_dims), image_grid, role)
     return check_label(path, to_tensor(array), grid, image_grid, role)[None]
+
+
+def _strays(grid: Grid, image: Grid) -> float:
+    """Return by how many voxels of an image another lattice of its size lies off, at the most."""
+    if grid.thick.shape == image.thick.shape:
+        grid, image = grid.thick, image.thick
+    shift = np.linalg.inv(image.affine) @ grid.affine - np.eye(len(grid.shape) + 1)
+    return float((np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max())
+
+
+def axes_as_image(
+    path: Path, voxels: np.ndarray, grid: Grid, image: Grid, role: str = "label"
+) -> tuple[np.ndarray, Grid]:
+    """Bring a label map or mask (*S) that is stored with other axes into the order of its image, and say so.
+
+    Only where flipped and exchanged axes are all that the two lattices differ by; anything else comes back as it is.
+    """
+    if grid.shape == image.shape and _strays(grid, image) <= 1:
+        return voxels, grid
+    orientation = nib.orientations.io_orientation(np.linalg.inv(image.affine) @ grid.affine)
+    turned = np.ascontiguousarray(nib.orientations.apply_orientation(voxels, orientation))
+    own = Grid(turned.shape, grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape))
+    if grid.plane is not None and image.plane is not None:
+        # Which axis of a file a slice has its one voxel on is nothing to its pixels.
+        own = replace(own, plane=replace(grid.plane, axis=image.plane.axis, step=image.plane.step))
+    if own.shape != image.shape or _strays(own, image) > 1:
+        return voxels, grid
+    warnings.warn(f"{path}: this {role} is stored with other axes than its image; they are reordered", stacklevel=3)
+    return turned, own
 
 
 def check_label(
@@ -203,8 +230,7 @@ def check_label(
     """
     if grid.shape != image_grid.shape:
         raise InputError(f"{path}: found a {role} of size {grid.shape}, expected its image's size {image_grid.shape}")
-    shift = np.linalg.inv(image_grid.affine) @ grid.affine - np.eye(len(grid.shape) + 1)
-    if (np.abs(shift[:-1, :-1]) @ np.array(grid.shape) + np.abs(shift[:-1, -1])).max() > 1:
+    if _strays(grid, image_grid) > 1:
         if strict:
             raise InputError(
                 f"{path}: found a {role} that lies elsewhere in the world than its image ({grid.box_mm()} and "
@@ -243,7 +269,7 @@ def read_points(path: str | Path, spatial_dims: int = 3) -> Tensor:
         points = np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2)
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{path}: not readable as points ({_short(error)}); expected comma separated numbers"
+            f"{path}: not readable as points ({reason(error)}); expected comma separated numbers"
         ) from error
     if points.size == 0 or points.shape[1] != spatial_dims or not np.isfinite(points).all():
         raise InputError(f"{path}: found {points.shape} values, expected finite numbers in {spatial_dims} columns")

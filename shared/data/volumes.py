@@ -11,16 +11,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..transform_io import Grid
 from ..transform_io.images import affine4
-from .images import (
-    check_intensities,
-    check_label,
-    checked_grid,
-    existing,
-    is_nifti,
-    load_voxels,
-    nifti_header,
-    to_tensor,
-)
+from .images import check_intensities, check_label, checked_grid, existing, load_voxels, to_tensor
+from .nifti import is_nifti, nifti_header
 
 __all__ = ["read_volume", "read_volume_grid", "read_volume_label"]
 

@@ -154,7 +154,7 @@ class Level:
             points_to_grid(points.float().cpu(), source, self.grid).to(scene.fixed)
             for points, source in zip((guides.fixed_points, guides.moving_points), scene.native, strict=True)
         )
-        return weight, LandmarkPull(fixed, moving, self.grid.shape, PULL_SIGMA)
+        return weight, LandmarkPull(fixed, moving, self.grid.shape, PULL_SIGMA, self._start, self._margin)
 
 
 def _margin(scene: Scene, grid: Grid) -> list[int]:

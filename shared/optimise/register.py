@@ -176,7 +176,9 @@ class _Run:
             out_of_time=self.out_of_time,
             tick=bar.update,
         )
-        if trace.last > trace.first and not searched and level.pull is None:
+        # Landmarks may ask for what the images do not, as long as it brings them nearer.
+        landed = level.pull is not None and level.pull[1].nearer(ddf, start)
+        if trace.last > trace.first and not searched and not landed:
             ddf, trace.stopped = start, "undone: no better than before"
         bar.total -= stage.iterations - trace.iterations
         bar.refresh()
@@ -193,9 +195,11 @@ class _Run:
         coarse = coarser(grid, 2 * min(grid.spacing_mm))
         judge = Level(scene, coarse, "mi")
         assert isinstance(judge.similarity, MutualInformation)
-        worse, numbers = worse_than(judge.similarity, carry(ddf, grid, coarse), judge.rest(), optimised)
-        # Labels and landmarks may ask for what the images do not.
-        kept_start = worse and scene.labels is None and scene.guides.fixed_points is None
+        found = carry(ddf, grid, coarse)
+        worse, numbers = worse_than(judge.similarity, found, judge.rest(), optimised)
+        # Labels and landmarks may ask for what the images do not, the latter as long as it brings them nearer.
+        landed = judge.pull is not None and judge.pull[1].nearer(found, judge.rest())
+        kept_start = worse and scene.labels is None and not landed
         if kept_start:
             ddf = torch.zeros_like(ddf)
             self.messages.append("the result was worse than the start, which was kept")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,10 +47,21 @@ class LandmarkPull:
         moving_points: (N, d), where they belong, in voxels of the level too.
         size: of the level.
         sigma: of the Gaussian, in voxels.
+        start: (1, d, *T) field that the displacement leads into, in voxels; None where the displacement is all.
+        margin: voxels that the lattice of ``start`` has more at the beginning of each axis.
     """
 
-    def __init__(self, fixed_points: Tensor, moving_points: Tensor, size: tuple[int, ...], sigma: float) -> None:
+    def __init__(
+        self,
+        fixed_points: Tensor,
+        moving_points: Tensor,
+        size: tuple[int, ...],
+        sigma: float,
+        start: Tensor | None = None,
+        margin: Sequence[int] | None = None,
+    ) -> None:
         self.fixed, self.moving, self.size, self.sigma = fixed_points[None], moving_points[None], size, sigma
+        self._start, self._margin = start, fixed_points.new_tensor(margin or [0] * len(size))
         limits = torch.tensor([n - 1.0 for n in size]).to(fixed_points)
         inside = ((fixed_points >= 0) & (fixed_points <= limits)).all(dim=1)
         low = torch.minimum(fixed_points.clamp_min(0).floor(), (limits - 1).clamp_min(0))
@@ -66,7 +78,15 @@ class LandmarkPull:
 
     def distance(self, ddf: Tensor) -> Tensor:
         """Return the distance left at each landmark, (N, d) in voxels."""
-        return (self.moving - warp_points(self.fixed, ddf))[0]
+        reached = warp_points(self.fixed, ddf)
+        if self._start is not None:
+            reached = warp_points(reached + self._margin, self._start) - self._margin
+        return (self.moving - reached)[0]
+
+    def nearer(self, ddf: Tensor, than: Tensor) -> bool:
+        """Whether the landmarks end nearer to their places, in the mean, than with another displacement."""
+        after, before = (torch.linalg.vector_norm(self.distance(field), dim=1).mean() for field in (ddf, than))
+        return bool(after < before)
 
     def __call__(self, ddf: Tensor) -> Tensor:
         """Return the pull (1, d, *S) in voxels."""

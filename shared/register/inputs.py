@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..apply import looks_like_labels
-from ..data.images import check_intensities, check_label, existing, read_voxels, to_tensor
+from ..data.images import axes_as_image, check_intensities, check_label, existing, read_voxels, to_tensor
 from ..errors import InputError
 from ..transform_io import Grid, PointFile, read_point_file
 
@@ -26,8 +26,8 @@ class Files:
 
     Attributes:
         image: NIfTI, NRRD, MetaImage, or a folder that holds one DICOM series.
-        label: label map on the image's grid.
-        mask: not zero where the image counts, on the image's grid.
+        label: label map on the image's grid, its axes in any order and direction.
+        mask: not zero where the image counts, likewise.
         points: `.csv`, `.pts` or `.fcsv` (:mod:`shared.transform_io.points`).
         frame: which one of a time series or of several channels.
     """
@@ -129,8 +129,8 @@ def read_side(files: Files, role: str, dims: int | None) -> Side:
 
 def _read_label(label: str | Path, grid: Grid) -> np.ndarray:
     path = existing(label, "label")
-    voxels, own = read_voxels(path, len(grid.shape))
-    values = torch.unique(check_label(path, to_tensor(voxels), own, grid))
+    voxels, own = axes_as_image(path, *read_voxels(path, len(grid.shape)), grid)
+    values = torch.unique(check_label(path, to_tensor(voxels), own, grid, strict=True))
     if len(values) > _MOST_LABELS:
         raise InputError(f"{path}: found {len(values)} values, expected a label map (is it an image?)")
     if not bool((values > 0).any()):
@@ -140,8 +140,8 @@ def _read_label(label: str | Path, grid: Grid) -> np.ndarray:
 
 def _read_mask(mask: str | Path, grid: Grid) -> Tensor:
     path = existing(mask, "mask")
-    voxels, own = read_voxels(path, len(grid.shape))
-    checked = check_label(path, to_tensor(voxels), own, grid, "mask")
+    voxels, own = axes_as_image(path, *read_voxels(path, len(grid.shape)), grid, "mask")
+    checked = check_label(path, to_tensor(voxels), own, grid, "mask", strict=True)
     if not bool((checked > 0).any()):
         raise InputError(f"{path}: found an empty mask, expected voxels above zero where the image counts")
     return checked[None, None]

@@ -126,7 +126,8 @@ def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, floa
     labels = common_labels(fixed.label, moving.label)
     table = label_scores(warped, fixed.label, fixed.grid.spacing_mm, labels)
     still = Transform((Affine(np.eye(len(fixed.grid.shape) + 1)),)).ddf(fixed.grid, moving.grid)
-    before = label_scores(resample(moving.label, still, "nearest"), fixed.label, fixed.grid.spacing_mm, labels)
+    unmoved = resample(moving.label, still, "nearest", outside=0)
+    before = label_scores(unmoved, fixed.label, fixed.grid.spacing_mm, labels)
     scores: dict[str, float] = {}
     for name in ("dice", "hd95_mm"):
         for suffix, rows in (("", table), ("_before", before)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ from ..files import save_json, writable_dir
 from ..metrics.determinants import determinants
 from ..optimise import OptimiseSettings
 from ..quality_check import verdict
-from ..transform_io import Transform, write_itk_displacement, write_nifti, write_transform
+from ..transform_io import Transform, in_space, write_nifti, write_transform
 from .inputs import Files, Pair, read_pair
 from .memory import check_memory, thinned
 from .report import draw, plain, remarks, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
-from .write import pulled, storable_inverse, storable_label, write_points
+from .write import pulled, storable_inverse, storable_label, write_points, write_whole
 
 __all__ = ["GUIDES", "register"]
 
@@ -56,10 +58,26 @@ def _check_guide(guide: str, labels: tuple[Any, Any], points: tuple[Any, Any]) -
             )
 
 
-def _read(fixed: Files, moving: Files, memory_gb: float | None) -> tuple[Pair, Pair, list[str], float]:
-    """Return the pair, the one to search on, which fits into the memory, messages, and the seconds of reading."""
+@contextmanager
+def _noted(log: list[str]) -> Iterator[None]:
+    """Note warnings for the user in ``log``, and pass them on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            log.append(f"warning: {warning.message}")
+        warnings.warn(warning.message, warning.category, stacklevel=4)
+
+
+def _read(fixed: Files, moving: Files, memory_gb: float | None, log: list[str]) -> tuple[Pair, Pair, list[str], float]:
+    """Return the pair, the one to search on, which fits into the memory, messages, and the seconds of reading.
+
+    Warnings go to the log.
+    """
     began = time.monotonic()
-    pair = read_pair(fixed, moving)
+    with _noted(log):
+        pair = read_pair(fixed, moving)
     seconds = round(time.monotonic() - began, 2)
     thin, message = check_memory(pair, memory_gb)
     small = Pair(thinned(pair.fixed, thin), thinned(pair.moving, thin))
@@ -132,15 +150,17 @@ def register(
     _check_guide(guide, (fixed_label, moving_label), (fixed_points, moving_points))
     settings = _settings(motion, modality, optimise, time_limit, init)
     folder = writable_dir(out)
+    warned: list[str] = []
     pair, small, messages, seconds = _read(
         Files(fixed, fixed_label, fixed_mask, fixed_points, frames[0]),
         Files(moving, moving_label, moving_mask, moving_points, frames[1]),
         memory_gb,
+        warned,
     )
     for message in messages:
         say(message)
     found = search(small, init, settings, frozenset(_GUIDING[guide]), network, device, say, progress)
-    found.messages[:0] = messages
+    found.messages[:0] = [*warned, *messages]
     found.seconds = {"reading": seconds, **found.seconds}
     options = {
         "init": str(init),
@@ -178,14 +198,15 @@ def _write(
         bar.update()
         forth = transform.ddf(grid, grid)
         determinant = determinants(forth)
-        write_transform(folder / "transform.h5", transform)
-        write_transform(folder / "affine.txt", Transform((found.start,)))
-        write_itk_displacement(folder / "transform.nii.gz", forth, grid)
+        planes = fixed.grid.plane, moving.grid.plane
+        write_transform(folder / "transform.h5", in_space(transform, *planes))
+        write_transform(folder / "affine.txt", in_space(Transform((found.start,)), *planes))
+        write_whole(folder / "transform.nii.gz", transform, forth, grid, *planes)
         bar.update()
         inverse, residual = transform.inverse()
         filed = storable_inverse(inverse)
-        write_transform(folder / "inverse_transform.h5", filed)
-        write_itk_displacement(folder / "inverse_transform.nii.gz", filed.ddf(back, back), back)
+        write_transform(folder / "inverse_transform.h5", in_space(filed, *reversed(planes)))
+        write_whole(folder / "inverse_transform.nii.gz", filed, filed.ddf(back, back), back, *reversed(planes))
         bar.update()
         scores, points = scored(pair, found, filed, (forth, determinant, grid))
         scores["inverse_residual_mm"] = residual

@@ -71,8 +71,9 @@ def search(
     messages = [f"start: {note}"] if note else []
     for message in messages:
         say(message)
-    _check_masks(pair, matrix)
     given = start.field if start is not None else None
+    if start is not None:
+        _check_masks(pair, matrix, given)
     if network is not None:
         given, message = _with_network(network, pair, Start(matrix, given, note), settings, device)
         say(message)
@@ -86,6 +87,8 @@ def search(
     images = (pair.fixed.image.to(device), pair.moving.image.to(device))
     grids = (pair.fixed.grid, pair.moving.placed(matrix).grid)
     result = optimise(*images, *grids, settings=settings, guides=guides, progress=progress)
+    if start is None:
+        _check_masks(pair, result.alignment.matrix)
     # Where the start was found here, that the optimisation kept it says nothing.
     kept = [m for m in result.messages if start is None or not m.startswith("alignment:")]
     if result.stopped == "time limit":
@@ -99,11 +102,18 @@ def search(
     return Found(Transform(parts), whole, [*messages, *kept, *levels], result.kept_start, seconds)
 
 
-def _check_masks(pair: Pair, matrix: np.ndarray) -> None:
-    """Raise InputError where the images overlap as they start, but nothing of that lies in the masks."""
+def _check_masks(pair: Pair, matrix: np.ndarray, field: Transform | None = None) -> None:
+    """Raise InputError where the images overlap as they start, but nothing of that lies in the masks.
+
+    Args:
+        pair: files, read.
+        matrix: alignment, fixed to moving world.
+        field: that comes before it, or None.
+    """
     if pair.fixed.mask is None and pair.moving.mask is None:
         return
-    start = (Transform((Affine(matrix),)),)
+    affine = Transform((Affine(matrix),))
+    start = (Transform.chain([field, affine]) if field is not None else affine,)
     masked = sample_pair(pair.fixed, pair.moving, start)[0]
     whole = sample_pair(replace(pair.fixed, mask=None), replace(pair.moving, mask=None), start)[0]
     if len(whole) > 0 and len(masked) == 0:

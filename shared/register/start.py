@@ -13,8 +13,8 @@ from torch import Tensor
 from ..data.intensity import find_ct_window, looks_like_ct, normalise
 from ..data.resampling import resample
 from ..errors import InputError, did_you_mean
-from ..optimise import OptimiseSettings, optimise
-from ..transform_io import Affine, Displacement, Transform, network_grid, read_transform
+from ..optimise import Guides, OptimiseSettings, optimise
+from ..transform_io import Affine, Displacement, Transform, network_grid, read_between
 from .inputs import Pair
 
 __all__ = ["INITS", "GivenField", "NetworkField", "Start", "find_start", "network_displacement", "network_input"]
@@ -90,7 +90,8 @@ def find_start(
 def _fitted(pair: Pair, settings: OptimiseSettings, device: torch.device | str) -> Start:
     """Return the alignment alone, of an optimisation without a single iteration."""
     images = (pair.fixed.image.to(device), pair.moving.image.to(device))
-    alignment = optimise(*images, pair.fixed.grid, pair.moving.grid, settings=settings).alignment
+    masks = Guides(*(side.mask.to(device) if side.mask is not None else None for side in (pair.fixed, pair.moving)))
+    alignment = optimise(*images, pair.fixed.grid, pair.moving.grid, settings=settings, guides=masks).alignment
     return Start(alignment.matrix, None, f"{alignment.kind} ({alignment.note})")
 
 
@@ -101,7 +102,7 @@ def _from_file(path: Path, pair: Pair) -> Start:
             f"one of {', '.join(INITS)}, or a transform file"
         )
     grids = pair.fixed.grid, pair.moving.grid
-    parts = list(read_transform(path, len(grids[0].shape), *grids).parts)
+    parts = list(read_between(path, *grids).parts)
     matrix = np.eye(len(grids[0].shape) + 1)
     # Linear parts at the end act as one; what is left of the chain is a field in the fixed image's frame.
     while parts and isinstance(last := parts[-1], Affine):

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..apply import resample
-from ..transform_io import Affine, Displacement, Grid, Transform, write_point_file
+from ..transform_io import (
+    Affine,
+    Displacement,
+    Grid,
+    Plane,
+    Transform,
+    in_space,
+    write_itk_displacement,
+    write_point_file,
+)
 from .inputs import Side
 
-__all__ = ["pulled", "storable_inverse", "storable_label", "write_points"]
+__all__ = ["pulled", "storable_inverse", "storable_label", "write_points", "write_whole"]
 
 # Voxels of the fixed grid that an image is pulled to at once.
 _AT_ONCE = 4_000_000
@@ -57,6 +68,26 @@ def storable_label(label: np.ndarray) -> np.ndarray:
     if label.dtype.name in ("int64", "uint64"):
         return label.astype(np.int32)
     return label
+
+
+def write_whole(
+    path: Path, transform: Transform, ddf: Tensor, grid: Grid, fixed: Plane | None, moving: Plane | None
+) -> None:
+    """Write a transform as one displacement field for ITK; between two slices as one in space.
+
+    Args:
+        path: of the field.
+        transform: from the image at the field's grid.
+        ddf: (1, d, *S) in voxels of ``grid``: the whole transform there.
+        grid: of the field.
+        fixed: plane of the image at the field's grid; None where it is no slice of a volume.
+        moving: plane of the other image.
+    """
+    if fixed is not None and moving is not None:
+        # ITK drops trailing axes of one voxel of a vector image, so that this one goes first.
+        grid = Grid(grid.shape, grid.affine, replace(fixed, axis=0)).thick
+        ddf = in_space(transform, fixed, moving).ddf(grid, grid)
+    write_itk_displacement(path, ddf, grid)
 
 
 def write_points(

@@ -8,7 +8,9 @@ from .files import TRANSFORM_FORMATS, read_transform, write_transform
 from .grid import Grid, affine_ddf, network_grid, points_to_grid, to_native
 from .images import IMAGE_SUFFIXES, check_image_name, image_name, read_with_itk, write_image, write_nifti
 from .itk_files import write_itk_displacement
+from .plane import Plane, in_plane
 from .points import POINT_SUFFIXES, PointFile, is_point_file, read_point_file, write_point_file
+from .slices import in_space, read_between
 from .transform import Affine, Displacement, Transform
 
 __all__ = [
@@ -18,14 +20,18 @@ __all__ = [
     "Affine",
     "Displacement",
     "Grid",
+    "Plane",
     "PointFile",
     "Transform",
     "affine_ddf",
     "check_image_name",
     "image_name",
+    "in_plane",
+    "in_space",
     "is_point_file",
     "network_grid",
     "points_to_grid",
+    "read_between",
     "read_point_file",
     "read_transform",
     "read_with_itk",

@@ -12,16 +12,30 @@ import torch
 from torch import Tensor
 
 from ..warp import warp
+from .plane import Plane
 
 __all__ = ["Grid", "affine_ddf", "lps", "network_grid", "points_to_grid", "spatial", "to_native", "turn"]
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A lattice of ``shape`` voxels; ``affine`` (d+1, d+1) takes voxel indices to RAS millimetres."""
+    """A lattice of ``shape`` voxels; ``affine`` (d+1, d+1) takes voxel indices to RAS millimetres.
+
+    A single slice of a volume is a 2D lattice; its millimetres are those of its ``plane``, which files need.
+    """
 
     shape: tuple[int, ...]
     affine: np.ndarray
+    plane: Plane | None = None
+
+    @property
+    def thick(self) -> Grid:
+        """The lattice as its file holds it: a slice of a volume is 3D, with one voxel along an axis."""
+        if self.plane is None:
+            return self
+        shape = list(self.shape)
+        shape.insert(self.plane.axis, 1)
+        return Grid(tuple(shape), self.plane.affine(self.affine))
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:

@@ -209,8 +209,9 @@ def save_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
 
 
 def write_nifti(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
-    """Write an image or label map (*S) on its grid, in the array's own type, atomically."""
-    image = nib.Nifti1Image(voxels, affine4(grid))
+    """Write an image or label map (*S) on its grid, in the array's own type, atomically; a slice where it lies."""
+    grid = grid.thick
+    image = nib.Nifti1Image(voxels.reshape(grid.shape), affine4(grid))
     image.header.set_xyzt_units("mm")
     image.set_sform(affine4(grid), code=1)
     image.set_qform(affine4(grid), code=1)
@@ -251,4 +252,5 @@ def write_image(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
     if path.name.lower().endswith((".nii", ".nii.gz")):
         write_nifti(path, voxels, grid)
     else:
-        write_itk_image(path, itk_image(voxels, grid))
+        grid = grid.thick
+        write_itk_image(path, itk_image(voxels.reshape(grid.shape), grid))

@@ -58,14 +58,23 @@ class PointFile:
             grid: of the image that the points lie in; only voxels need it.
 
         Raises:
-            InputError: voxels and no grid.
+            InputError: voxels and no grid, or millimetres of space for a slice that is tilted in it.
         """
+        _check_plane(self.path, self.frame, grid)
         points = torch.from_numpy(self.points)
         if self.frame == "voxels":
             if grid is None:
                 raise InputError(f"{self.path}: found points in voxels, expected the image that they lie in as well")
             return grid.to_world(points)
         return points if self.frame == "RAS" else points @ torch.from_numpy(_flip(points.shape[1]))
+
+
+def _check_plane(path: Path, frame: str, grid: Grid | None) -> None:
+    if frame != "voxels" and grid is not None and grid.plane is not None and grid.plane.tilted:
+        raise InputError(
+            f"{path}: found points in {frame} millimetres for a single slice that does not lie in the plane x, y; "
+            "expected its voxels (a .csv with the columns i,j)"
+        )
 
 
 def _flip(dims: int) -> np.ndarray:
@@ -189,7 +198,7 @@ def write_point_file(path: str | Path, world: Tensor, model: PointFile, grid: Gr
         grid: of the image that the points lie in now; only voxels need it.
 
     Raises:
-        InputError: an unknown suffix, voxels and no grid, or a folder that cannot be written.
+        InputError: an unknown suffix, voxels and no grid, millimetres for a tilted slice, or an unwritable folder.
     """
     path = Path(path)
     suffix, d = path.suffix.lower(), world.shape[1]
@@ -199,6 +208,7 @@ def write_point_file(path: str | Path, world: Tensor, model: PointFile, grid: Gr
         frame, head, rows, columns = model.frame, list(model.head), model.rows, model.columns
     else:
         frame, head, rows, columns = _new_file(suffix, len(world), d)
+    _check_plane(path, frame, grid)
     if frame == "voxels" and grid is None:
         raise InputError(f"{path}: points in voxels need the image that they lie in now, expected its file (onto)")
     numbers = world.double()

@@ -112,6 +112,14 @@ def test_outside_the_image_lies_its_darkest_value(tmp_path):
     assert (resample_labels((image + 1000).astype(np.int16), far) == 0).all()
 
 
+def test_outside_a_label_map_without_background_lies_0():
+    labels = np.repeat([3, 7], 18).reshape(6, 6).astype(np.uint8)
+    far = torch.full((1, 2, 4, 4), 50.0)
+    for interpolation in ("nearest", "label"):
+        assert (resample(labels, far, interpolation) == 0).all()
+    assert (resample(labels.astype(np.float32), far, "nearest", outside=2) == 2).all()
+
+
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_label_wins_by_its_share(d, generator):
     size = (9, 8, 7)[:d]

@@ -75,6 +75,51 @@ def test_warnings_and_errors_are_plain_lines(pair, tmp_path, run):
     assert (code, err.strip()) == (1, "error: found --transform without a value, expected a file after it")
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--interp", "label"], "found the option --interp (did you mean 'interpolation'?), expected some of --transf"),
+        (["-x", "3"], "found the option -x, expected some of --transform"),
+        (["2Warp.nii.gz"], "found the word '2Warp.nii.gz' that belongs to no option, expected --option value"),
+        (["--inverse", "2Warp.nii.gz"], "found the word '2Warp.nii.gz' that belongs to no option"),
+        (["--frame", "x"], "found --frame x, expected a whole number from 0"),
+        (["--frame", "-1"], "found --frame -1, expected a whole number from 0"),
+        (["--interpolation", "3"], "found the interpolation '3', expected one of linear"),
+        (["--format", "3"], "found the transform format '3', expected one of itk"),
+    ],
+)
+def test_what_is_no_option_is_refused_before_any_work(pair, tmp_path, run, more, message):
+    needed = ["-t", "0Affine.mat", "-r", "fixed.nii.gz", "--out", "a.nii.gz"]
+    given = [*needed, *([] if "--format" in more else ["--input", "moving.nii.gz"])]
+    code, out, err = run(*given, *more)
+    assert (code, out) == (1, "")
+    assert err.strip().startswith(f"error: {message}")
+    assert not (tmp_path / "a.nii.gz").exists()
+    code, _, err = run(*needed[:2])
+    assert (code, err.strip()[:43]) == (1, "error: found no --reference, expected --tra")
+
+
+def test_a_command_that_does_not_exist_ends_with_1(run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tools", "regster"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+
+
+@pytest.mark.parametrize(("command", "words"), [("apply", "starts anew"), ("chain", "goes on from here")])
+def test_what_is_interrupted_says_whether_it_goes_on(monkeypatch, capsys, command, words):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    given = ["-t", "a", "-r", "b", "--out", "c"] if command == "apply" else []
+    monkeypatch.setattr(sys, "argv", ["tools", command, *given])
+    monkeypatch.setattr("fire.Fire", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"\nstopped; the same command {words}\n"
+
+
 def test_help_says_which_way_points_go(run):
     code, out, err = run("--help")
     text = " ".join((out + err).split())

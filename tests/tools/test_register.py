@@ -118,6 +118,8 @@ def test_failed_ends_with_another_exit_code_only_when_asked(run, tmp_path):
         ((*FILES, "--bundle", "smacl"), "found the bundle 'smacl' (did you mean 'samcl'?), expected none or one of"),
         ((*FILES, "--model", "m.pt"), "found --model m.pt without a bundle, expected --bundle samcl or"),
         ((*FILES, "--bundle", "samcl", "--model", "m.pt"), "m.pt: no such weights for samcl; train it, name a file"),
+        ((*FILES, "other.nii.gz"), "found the word 'other.nii.gz' that belongs to no option, expected --option value"),
+        ((*FILES, "--strict", "yes"), "found the word 'yes' that belongs to no option, expected --option value"),
         ((*FILES, "--fixed", "other.nii.gz"), "found --fixed 2 times, expected it once"),
         ((*FILES, "--frame", "x"), "found frame x, expected a number from 0, or two of them: fixed,moving"),
     ],

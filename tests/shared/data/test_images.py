@@ -12,6 +12,7 @@ import torch
 
 from shared.data.images import read_grid, read_image, read_label, read_points
 from shared.errors import InputError
+from shared.transform_io import read_with_itk
 from tests.learn2reg_folder import affine, blobs, save
 
 OBLIQUE = affine((1.5, 2.0, 3.0), (-20, 5, 11), degrees=17, order=(2, 0, 1), flip=(-1, 1, -1))
@@ -91,6 +92,23 @@ def test_a_label_elsewhere_in_the_world_is_reported(tmp_path):
         read_label(save(tmp_path / "label.nii.gz", values, almost), image)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("flip", [(-1, 1, 1), (1, -1, -1)])
+def test_a_label_with_other_axes_is_reordered(tmp_path, order, flip):
+    world = affine((2.0, 2.5, 3.0), degrees=20)
+    image = read_grid(save(tmp_path / "image.nii.gz", blobs(SHAPE), world))
+    values = np.digitize(blobs(SHAPE), [20, 50, 80]).astype(np.uint8)
+    stored = values.transpose(order)[tuple(slice(None, None, step) for step in flip)]
+    # Voxel of the file -> voxel of the image.
+    matrix = np.zeros((4, 4))
+    for axis, (source, step) in enumerate(zip(order, flip, strict=True)):
+        matrix[source, axis], matrix[source, 3] = step, 0 if step > 0 else SHAPE[source] - 1
+    matrix[3, 3] = 1
+    with pytest.warns(UserWarning, match=r"label\.nii\.gz: this label is stored with other axes than its image"):
+        label = read_label(save(tmp_path / "label.nii.gz", stored, world @ matrix), image)
+    np.testing.assert_array_equal(label[0].numpy(), values)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -137,3 +155,51 @@ def test_points_that_are_no_file_are_named(tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=rf"{name}: "):
         read_points(tmp_path / name)
+
+
+# -- frames in NIfTI headers -------------------------------------------------------------------------------------------
+
+
+def with_frames(path, sform, s_code, qform, q_code, unit="mm"):
+    image = nib.Nifti1Image(blobs(SHAPE), sform)
+    image.set_sform(sform, code=s_code)
+    image.set_qform(qform, code=q_code)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("unit", "length"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0), ("unknown", 1.0)])
+def test_lengths_are_millimetres_whatever_the_header_counts_in(tmp_path, unit, length):
+    world = affine((2.0, 2.5, 3.0), (5, -7, 9), degrees=20)
+    path = with_frames(tmp_path / "a.nii.gz", world, 1, world, 1, unit)
+    expected = world.copy()
+    expected[:3] *= length
+    np.testing.assert_allclose(read_grid(path).affine, expected, rtol=1e-5)
+    np.testing.assert_allclose(read_with_itk(path)[1].affine, expected, rtol=1e-4)
+
+
+def moved(by: float) -> np.ndarray:
+    world = affine((2.0, 2.0, 2.0))
+    world[0, 3] += by
+    return world
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ((1, 1), "the sform is taken, ITK and ANTs take it too"),
+        ((2, 1), "the sform is taken, ITK and ANTs take the qform"),
+        ((0, 0), "found a header without a frame"),
+    ],
+)
+def test_two_frames_or_none_are_told(tmp_path, codes, message):
+    path = with_frames(tmp_path / "a.nii.gz", moved(50), codes[0], moved(0), codes[1])
+    with pytest.warns(UserWarning, match=r"a\.nii\.gz: " + f".*{message}"):
+        grid = read_grid(path)
+    theirs = read_with_itk(path)[1]
+    assert np.allclose(grid.affine, theirs.affine) == (codes == (1, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_grid(with_frames(tmp_path / "b.nii.gz", moved(0.01), 2, moved(0), 1))
+        read_grid(with_frames(tmp_path / "c.nii.gz", moved(50), 2, moved(0), 0))

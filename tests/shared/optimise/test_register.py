@@ -101,6 +101,9 @@ def test_nothing_worse_than_the_start_is_returned(monkeypatch):
     points = torch.tensor([[20.0, 20.0], [40.0, 35.0]])
     guides = Guides(fixed_points=points, moving_points=points + 3.0)
     assert optimise(fixed, moving, grid, grid, settings=QUICK, guides=guides).ddf.any()
+    # Unless they end no nearer to their places than they began.
+    there = Guides(fixed_points=points, moving_points=points)
+    assert optimise(fixed, moving, grid, grid, settings=QUICK, guides=there).kept_start
 
 
 def test_a_level_stops_early_where_nothing_is_gained_and_is_undone_where_it_lost(monkeypatch):

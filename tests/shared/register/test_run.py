@@ -9,15 +9,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from shared.data.images import read_voxels
+from shared.errors import InputError
 from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
-from shared.transform_io import Transform, read_point_file, read_transform, write_image, write_transform
+from shared.transform_io import (
+    Grid,
+    Transform,
+    read_point_file,
+    read_transform,
+    write_image,
+    write_nifti,
+    write_transform,
+)
 from shared.transform_io.images import itk_image
 from tests.dicom_series import write_dicom
 from tests.itk_peer import itk_points, itk_transform, itk_warped
-from tests.shared.register.pairs import known_pair, write_points
+from tests.shared.register.pairs import known_pair, plain_grid, structured, write_points
 
 IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data"
 WRITTEN = {
@@ -158,6 +168,92 @@ def test_points_outside_are_kept_and_counted(tmp_path):
     assert len((tmp_path / "out" / "warped_points.csv").read_text().splitlines()) == 5
 
 
+@pytest.mark.parametrize("role", ["label", "mask"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_labels_and_masks_lie_where_their_header_says(tmp_path, d, role):
+    known_pair(tmp_path, d)
+    label, grid = read_voxels(tmp_path / "moving_label.nii.gz", d)
+    flipped = grid.affine.copy()
+    flipped[:, d] += flipped[:, 0] * (grid.shape[0] - 1)
+    flipped[:, 0] *= -1
+    write_nifti(tmp_path / "flipped.nii.gz", np.ascontiguousarray(label[::-1]), Grid(grid.shape, flipped))
+    pair_of = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
+    options = {"init": "none", "optimise": 0, "fixed_label": tmp_path / "fixed_label.nii.gz"}
+    options["moving_label"] = tmp_path / "moving_label.nii.gz"
+    plain = register(*pair_of, tmp_path / "a", **options, moving_mask=tmp_path / "moving_label.nii.gz")
+    options["moving_mask"] = tmp_path / "moving_label.nii.gz"
+    with pytest.warns(UserWarning, match=rf"flipped\.nii\.gz: this {role} is stored with other axes") as told:
+        other = register(*pair_of, tmp_path / "b", **options | {f"moving_{role}": tmp_path / "flipped.nii.gz"})
+    assert other["scores"] == plain["scores"]
+    assert f"warning: {told[0].message}" in other["log"]
+    grid.affine[0, d] += 20
+    write_nifti(tmp_path / "far.nii.gz", label, grid)
+    with pytest.raises(InputError, match=rf"far\.nii\.gz: found a {role} that lies elsewhere in the world than"):
+        register(*pair_of, tmp_path / "c", **options | {f"moving_{role}": tmp_path / "far.nii.gz"})
+
+
+def test_before_the_registration_no_label_lies_outside_the_moving_label_map(tmp_path):
+    image = structured((24, 24))
+    # A crop that holds one label alone, shifted by half its size.
+    grids = [plain_grid((24, 24)), plain_grid((24, 24))]
+    grids[1].affine[0, 2] = 24.0
+    for side, grid in zip(("fixed", "moving"), grids, strict=True):
+        write_nifti(tmp_path / f"{side}.nii.gz", image, grid)
+        write_nifti(tmp_path / f"{side}_label.nii.gz", np.full((24, 24), 5, np.uint8), grid)
+    files = {f"{side}_label": tmp_path / f"{side}_label.nii.gz" for side in ("fixed", "moving")}
+    result = register(
+        tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", **files, init="none", optimise=0
+    )
+    # Half of the fixed label map, and half of the moving one: 2 * 12 / (24 + 12).
+    assert result["scores"]["dice_before"] == pytest.approx(2 / 3, abs=0.02)
+
+
+def organ_and_table(folder: Path, places, table: int | None) -> dict[str, Path]:
+    """Write two images (96, 96) of an organ at two places, over a table that stays, and a mask around each organ."""
+
+    def disc(size: int, seed: int) -> np.ndarray:
+        away = np.hypot(*(np.mgrid[:size, :size] - (size - 1) / 2))
+        texture = gaussian_filter(np.random.default_rng(seed).standard_normal((size, size)), 1.5)
+        return np.where(away < size / 2, 300 + 700 * (texture - texture.min()) / np.ptp(texture), 0)
+
+    files, organ = {}, disc(24, 5)
+    for side, (i, j) in zip(("fixed", "moving"), places, strict=True):
+        image, mask = np.zeros((96, 96), np.float32), np.zeros((96, 96), np.uint8)
+        if table is not None:
+            image[table : table + 40, 50:90] = disc(40, 9)
+        image[i : i + 24, j : j + 24], mask[i - 4 : i + 28, j - 4 : j + 28] = organ, 1
+        for name, voxels in ((side, image), (f"{side}_mask", mask)):
+            files[name] = folder / f"{name}.nii.gz"
+            write_nifti(files[name], voxels, plain_grid((96, 96), 1.0))
+    return files
+
+
+def test_a_fit_without_optimisation_looks_at_the_masks(tmp_path):
+    files = organ_and_table(tmp_path, ((60, 10), (60, 20)), 4)
+    register(**files, out=tmp_path / "out", init="rigid", optimise=0)
+    matrix = read_transform(tmp_path / "out" / "affine.txt", 2).affine.matrix
+    organ = np.array([72.0, 22.0, 1.0])
+    np.testing.assert_allclose((matrix @ organ)[:2], [72, 32], atol=1.0)
+
+
+@pytest.mark.parametrize("init", ["rigid", "centre"])
+def test_masks_may_meet_after_the_alignment_only(tmp_path, init):
+    files = organ_and_table(tmp_path, ((36, 6), (36, 62)), None)
+    result = register(**files, out=tmp_path / "out", init=init, optimise=3)
+    assert result["verdict"] == "ok", result["reasons"]
+    with pytest.raises(InputError, match="the masks leave nothing in common where the images overlap"):
+        register(**files, out=tmp_path / "out", init="none", optimise=3)
+
+
+def test_masks_that_do_not_meet_after_the_alignment_are_refused(tmp_path):
+    files = organ_and_table(tmp_path, ((36, 36), (36, 36)), None)
+    corner = np.zeros((96, 96), np.uint8)
+    corner[:6, :6] = 1
+    write_nifti(files["moving_mask"], corner, plain_grid((96, 96), 1.0))
+    with pytest.raises(InputError, match="the masks leave nothing in common where the images overlap"):
+        register(**files, out=tmp_path / "out", optimise=3)
+
+
 @pytest.mark.parametrize("init", ["centre", "rigid"])
 def test_starts_without_optimisation_are_one_affine(tmp_path, init):
     pair, _ = known_pair(tmp_path, 2)
@@ -181,6 +277,27 @@ def test_the_optimisation_goes_on_from_a_composite(tmp_path, d):
     error = (reached - truth.move(points)).norm(dim=1)
     assert float(error.mean()) < 0.3 * float((truth.move(points) - points).norm(dim=1).mean())
     assert float(error.mean()) < 1.0
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_points_pull_on_top_of_a_field_to_start_from(tmp_path, d):
+    pair, truth = known_pair(tmp_path, d)
+    write_transform(tmp_path / "truth.h5", truth)
+    points = pair.points(12)
+    write_points(tmp_path / "fixed.csv", points.numpy())
+    write_points(tmp_path / "moving.csv", truth.move(points).numpy())
+    result = register(
+        tmp_path / "fixed.nii.gz",
+        tmp_path / "moving.nii.gz",
+        tmp_path / "out",
+        init=tmp_path / "truth.h5",
+        optimise=10,
+        guide="points",
+        fixed_points=tmp_path / "fixed.csv",
+        moving_points=tmp_path / "moving.csv",
+    )
+    # The start has the landmarks in their places already.
+    assert result["scores"]["tre_mm"] < 0.2 * result["scores"]["tre_mm_before"]
 
 
 def test_a_network_gives_the_start(tmp_path):
