@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.data.corruption import CORRUPTIONS
-from shared.data.decathlon import known_sites
-from shared.data.learn2reg import known_tasks
+from shared.data.decathlon import known_sites, read_site
+from shared.data.learn2reg import known_tasks, read_pairs
 from shared.data.sites import SEGMENTATION_SITES
 from shared.data.synthetic import REGISTRATION_TASKS
-from shared.errors import InputError
+from shared.errors import InputError, did_you_mean
 from shared.files import read_json
 
 from .planned import BUNDLES, PHASES, ROOT, Plan, Task, check_known, strategies
@@ -105,18 +105,45 @@ def _tasks(where: str, entries: Any, dataset_dir: str, ids: Sequence[str]) -> tu
 
 
 def check_data(plan: Plan) -> None:
-    """Look for every task's data; embedded tasks need none.
+    """Look for every task's data, in each split that the chain will read; embedded tasks need none.
 
     Raises:
-        InputError: a folder or a task that is not there; the near miss is named.
+        InputError: a folder, a task or a split that is not there, or a file that its JSON names; the near miss is
+            named.
     """
     embedded = SEGMENTATION_SITES if plan.segments else REGISTRATION_TASKS
     there = known_sites if plan.segments else known_tasks
     for task in plan.scored:
         known = list(dict.fromkeys([*there(task.dataset_dir), *embedded]))
         if task.task not in embedded and not Path(task.dataset_dir).is_dir():
-            raise InputError(f"{task.dataset_dir}: no such folder; expected the data of {task.task} (dataset_dir)")
+            raise InputError(
+                f"{task.dataset_dir}: no such folder; expected the data of task '{task.task}'"
+                f"{did_you_mean(task.task, embedded)} (dataset_dir)"
+            )
         check_known(task.dataset_dir, "no task", task.task, known)
+        if task.task not in embedded:
+            _check_splits(plan, task)
+
+
+def _check_splits(plan: Plan, task: Task) -> None:
+    """Read a task's lists as its runs will, hours before the last of them does."""
+    read = read_site if plan.segments else read_pairs
+    # Training validates what it learns, and the sharpness of a registration is measured on the validation pairs.
+    needed = [plan.split, "val"] if task in plan.tasks or not plan.segments else [plan.split]
+    failed: dict[str, InputError] = {}
+    for split in dict.fromkeys([*needed, "val", "test"]):
+        try:
+            read(task.dataset_dir, task.task, split)
+        except InputError as error:
+            failed[split] = error
+    missing = [split for split in needed if split in failed]
+    if missing:
+        there = [split for split in ("val", "test") if split not in failed]
+        advice = ", or --split val to score on what is there" if there == ["val"] else ""
+        raise InputError(
+            f"{failed[missing[0]]}; task {task.task} is scored on its {plan.split} split: found "
+            f"{' and '.join(there) or 'neither val nor test'}, expected {' and '.join(dict.fromkeys(needed))}{advice}"
+        )
 
 
 def _read(source: str | Path) -> tuple[str, Any]:
@@ -186,6 +213,11 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         variants,
         _phases(where, content.get("phases", {}), bundle, configs),
     )
+    if plan.corruptions and plan.segments:
+        raise InputError(
+            f"{where}: found corruptions {', '.join(plan.corruptions)} with the bundle {bundle}, expected none: "
+            "spoilt images are made for pairs of a registration alone"
+        )
     check_data(plan)
     return plan
 

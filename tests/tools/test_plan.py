@@ -8,8 +8,10 @@ import pytest
 
 from shared.data.synthetic import REGISTRATION_TASKS
 from shared.errors import InputError
+from tests.decathlon_folder import write_site
+from tests.learn2reg_folder import abdomen_ct_ct, write_folder
 from tools.compare import matched
-from tools.plan import PLANS, load_plan, strategies
+from tools.plan import PLANS, check_data, load_plan, strategies
 
 
 def write(path, **content):
@@ -124,3 +126,41 @@ def test_matched_passes_scale_the_iterations_and_matched_iterations_do_not(tmp_p
     assert matched(plan, "sequential", "iterations").options["iterations"] == 30
     with pytest.raises(InputError, match="passes or iterations"):
         matched(plan, "sequential", "time")
+
+
+def test_a_split_that_a_later_task_lacks_is_told_before_anything_is_trained(tmp_path):
+    folder = write_folder(tmp_path, abdomen_ct_ct())
+    entry = {"task": "AbdomenCTCT", "dataset_dir": str(tmp_path)}
+    path = write(tmp_path / "p.json", tasks=["synth_brain_mr", entry])
+    message = r"AbdomenCTCT_dataset.json: found no test pairs.*found val, expected test and val, or --split val"
+    with pytest.raises(InputError, match=message):
+        load_plan(path)
+    plan = load_plan(path, split="val")
+    file = folder / "AbdomenCTCT_dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "registration_val": []}))
+    with pytest.raises(InputError, match=r"found no val pairs.*found neither val nor test, expected val"):
+        check_data(plan)
+
+
+def test_the_sharpness_of_an_unseen_task_wants_validation_pairs(tmp_path):
+    content = abdomen_ct_ct()
+    content["registration_test"] = content.pop("registration_val")
+    write_folder(tmp_path, content)
+    unseen = [{"task": "AbdomenCTCT", "dataset_dir": str(tmp_path)}]
+    with pytest.raises(InputError, match=r"found no val pairs.*found test, expected test and val"):
+        load_plan(write(tmp_path / "p.json", unseen=unseen))
+
+
+def test_a_site_with_a_missing_file_is_told_before_anything_is_trained(tmp_path):
+    write_site(tmp_path / "ours")
+    changes = {"tasks": ["ours"], "unseen": [], "dataset_dir": str(tmp_path)}
+    plan = load_plan("smdr_embedded", **changes)
+    for file in (tmp_path / "ours" / "labelsTr").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"no such file; .*dataset.json names it as label"):
+        check_data(plan)
+
+
+def test_a_segmentation_has_no_spoilt_images():
+    with pytest.raises(InputError, match=r"found corruptions noise with the bundle smdr, expected none"):
+        load_plan("smdr_embedded", corruptions=["noise"])
