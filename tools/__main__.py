@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,18 @@ def chain(
     folder = Path(out) if out else OUTPUT / f"{checked.name}_{checked.strategy}_seed{number}"
     summary = Chain(checked, folder, number, threads, _Progress()).run()
     page = write_report([folder], folder / "report.html")
-    dice = summary["metrics"]["dice"]
-    kept = {k: dice[k] for k in ("final_average", "backward_transfer", "forgetting", "unseen_average")}
-    print("\nDice: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in kept.items() if v is not None))
-    print(f"results in {folder}, report: {page}")
+    print(f"\n{_outcome(summary['metrics'])}\nresults in {folder}, report: {page}")
+
+
+def _outcome(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return a line on the first metric with a final average: Dice, or what there is in its place."""
+    from shared.metrics import METRICS
+
+    found = ((name, m) for name, m in metrics.items() if m.get("final_average") is not None)
+    name, measured = next(found, ("no scores", {}))
+    kept = {k: measured.get(k) for k in ("final_average", "backward_transfer", "forgetting", "unseen_average")}
+    values = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in kept.items() if v is not None)
+    return f"{METRICS[name][0]}: {values}" if values else name
 
 
 def compare(

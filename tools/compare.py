@@ -141,9 +141,9 @@ def compare(
 def _scores(run: Run) -> dict[str, float]:
     """Return one chain's row of the table."""
     summary = read_json(run.folder / "summary.json")
-    dice = summary["metrics"]["dice"]
+    dice = summary["metrics"].get("dice", {})
     names = ("forgetting", "backward_transfer", "forward_transfer")
-    corrupted = [scores["dice"] for scores in summary["corrupted"].values()]
+    corrupted = [scores["dice"] for scores in summary["corrupted"].values() if "dice" in scores]
     sharpness = [v for v in summary["sharpness"].values() if v is not None]
     row = {
         **{
@@ -164,7 +164,8 @@ def _scores(run: Run) -> dict[str, float]:
 def _diagonal(run: Run) -> np.ndarray:
     """Return the Dice on each task right after it was learnt."""
     rows = [r for r in read_rows(run.folder / "R.csv") if r["metric"] == "dice" and r["after"] != BEFORE]
-    return np.array([float(row[task.task]) for row, task in zip(rows, run.plan.tasks, strict=False)])
+    scores = [float(row[task.task]) for row, task in zip(rows, run.plan.tasks, strict=False)]
+    return np.array(scores or [np.nan] * len(run.plan.tasks))
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -178,7 +179,10 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         scores = _scores(run)
         continued = run.plan.strategy_config().get("stages", "continued") == "continued"
         if continued and run.seed in alone:
-            scores["intransigence"] = float(np.mean(alone[run.seed] - _diagonal(run)))
+            behind = alone[run.seed] - _diagonal(run)
+            # Tasks without labels have no Dice.
+            behind = behind[np.isfinite(behind)]
+            scores["intransigence"] = float(behind.mean()) if len(behind) else np.nan
         grouped.setdefault(run.name, []).append(scores)
     rows = []
     for strategy, scored in grouped.items():

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from shared.errors import InputError
-from shared.files import sole_owner, writable_dir
-from tools.compare import compare
+from shared.files import save_json, sole_owner, writable_dir, write_csv
+from tools.__main__ import _outcome
+from tools.compare import Run, compare, write_tables
 from tools.plan import load_plan
-from tools.results import BEFORE, read_rows, score_matrices
+from tools.results import BEFORE, collect, read_rows, score_matrices
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,3 +93,43 @@ def test_metrics_without_a_column_are_left_out_and_a_segmentation_has_nothing_be
     assert list(matrices["dice"]) == ["1"]
     assert matrices["dice"]["1"][0] == 0.5
     assert all(np.isnan(v) for v in (matrices["dice"]["1"][1], *matrices["hd95_mm"]["1"]))
+
+
+LABELS, LANDMARKS = {"dice": 0.5, "dice_before": 0.3}, {"tre_mm": 2.0, "tre_mm_before": 9.0}
+
+
+def collected(folder: Path, scores: dict[str, dict[str, float]], kind: str = "continued") -> dict:
+    """Return the summary of a chain whose tasks have other scores each."""
+    stages = [f"{number:02d}_{task}" for number, task in enumerate(scores, 1)]
+    for stage in stages:
+        record = {"tasks": [stage[3:]], "passes": 8, "seconds": 1.0, "memory_bytes": 0, "peak_memory_bytes": 1}
+        save_json(writable_dir(folder / stage) / "stage.json", {**record, "sharpness": {}})
+        for task, row in scores.items():
+            place = writable_dir(folder / stage / "evaluation" / task)
+            write_csv(place / "evaluation_cases.csv", [{"task": task, **row, "folds_percent": 0.1}])
+    return collect(folder, list(scores), len(scores), stages, kind)
+
+
+@pytest.mark.parametrize("first", [LABELS, LANDMARKS, {**LABELS, **LANDMARKS}])
+def test_a_metric_that_one_task_lacks_is_measured_on_the_others(tmp_path, first):
+    scores = {"A": first, "B": LABELS, "C": LANDMARKS}
+    metrics = collected(tmp_path, scores)["metrics"]
+    assert list(metrics) == ["dice", "tre_mm", "folds_percent"]
+    assert metrics["dice"]["final_average"] == 0.5
+    assert metrics["tre_mm"]["final_average"] == 2.0
+    rows = {(r["metric"], r["after"]): r for r in read_rows(tmp_path / "R.csv")}
+    assert float(rows["dice", "02_B"]["B"]) == 0.5
+    assert float(rows["tre_mm", "03_C"]["C"]) == 2.0
+    assert rows["tre_mm", "03_C"]["B"] == rows["dice", "02_B"]["C"] == "nan"
+
+
+def test_a_chain_without_labels_ends_with_the_metric_it_has(tmp_path):
+    runs = []
+    for name in ("samcl", "single"):
+        summary = collected(tmp_path / name, {"synth_brain_mr": LANDMARKS, "synth_lung_ct": LANDMARKS})
+        assert "dice" not in summary["metrics"]
+        assert _outcome(summary["metrics"]).startswith("TRE mm: final average 2.000, backward transfer 0.000")
+        plan = load_plan(strategy=name, tasks=["synth_brain_mr", "synth_lung_ct"])
+        runs.append(Run(name, plan, 0, tmp_path / name))
+    table = write_tables(runs, tmp_path, "caption")
+    assert "| strategy | seeds | TRE mm | folds % |" in table
