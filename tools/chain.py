@@ -157,11 +157,13 @@ class Chain:
         folder = writable_dir(self.folder / stage.name)
         phases = self.phases(number)
         total, begun = sum(phase.weight for phase in phases), 0.0
-        peak = 0.0
+        peak, renewed = 0.0, False
         for phase in phases:
-            if not phase.is_done:
+            # What is there already may come from the weights before those of a training that ran just now.
+            if renewed or not phase.is_done:
                 before, weight = number + begun / total, phase.weight / total
                 peak = max(peak, self._run_phase(phase, stage, folder, before, weight))
+                renewed = renewed or not phase.checks_itself
             begun += phase.weight
         save_json(folder / "stage.json", self._record(number, stage, folder, peak))
         self.collect()
