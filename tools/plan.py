@@ -17,16 +17,17 @@
 ```
 
 ``tasks`` are learnt in this order; ``unseen`` ones are only scored. After the last task all are scored on spoilt images
-too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``,
-a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``phases`` are options of what
-else a stage does, see ``phases.py``: ids of ``train_diffusion.json`` and ``generate.json``. ``variants`` are
-names that a comparison takes beside those of strategies. Only ``bundle`` and ``tasks`` must
-be given.
+too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``, a task's
+own options win over the plan's; those that scoring reads (grid, network) are the plan's alone. ``configs`` are overlays
+on ``train.json``. ``phases`` are options of what else a stage does, see ``phases.py``: ids of ``train_diffusion.json``
+and ``generate.json``. ``variants`` are names that a comparison takes beside those of strategies. Only ``bundle`` and
+``tasks`` must be given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from shared.data.synthetic import REGISTRATION_TASKS
 from shared.errors import InputError, did_you_mean
 from shared.files import read_json
 
+from .plan_scoring import check_scoring
 from .planned import BUNDLES, PHASES, ROOT, Plan, Task, check_known, strategies
 
 __all__ = ["BUNDLES", "PLANS", "ROOT", "Plan", "Task", "check_data", "load_plan", "strategies"]
@@ -104,6 +106,11 @@ def _tasks(where: str, entries: Any, dataset_dir: str, ids: Sequence[str]) -> tu
     return tuple(tasks)
 
 
+def _without(given: Collection[str], tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Return the tasks without those options of their own that the caller gives for all."""
+    return tuple(replace(t, options={k: v for k, v in t.options.items() if k not in given}) for t in tasks)
+
+
 def check_data(plan: Plan) -> None:
     """Look for every task's data, in each split that the chain will read; embedded tasks need none.
 
@@ -161,7 +168,8 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
 
     Args:
         source: JSON file, or the name of one of ``tools/plans``.
-        changes: win over the file: a key of the plan, or an option of the training config.
+        changes: win over the file: a key of the plan, or an option of the training config, which wins over the options
+            of single tasks too.
 
     Raises:
         InputError: an unknown key, bundle, strategy, option, overlay or task, each with the near miss.
@@ -188,7 +196,8 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
     ids = _config_ids(bundle, configs)
     options = _check_options(where, {**dict(content.get("options", {})), **changes}, ids)
     dataset_dir = str(content.get("dataset_dir", BUNDLES / bundle / "data"))
-    tasks = _tasks(where, content.get("tasks", []), dataset_dir, ids)
+    given = {**(keys.get("options") or {}), **changes}
+    tasks = _without(given, _tasks(where, content.get("tasks", []), dataset_dir, ids))
     unseen = _tasks(where, content.get("unseen", []), dataset_dir, ids)
     names = [task.task for task in tasks + unseen]
     if not tasks or len(set(names)) < len(names):
@@ -218,6 +227,7 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
             f"{where}: found corruptions {', '.join(plan.corruptions)} with the bundle {bundle}, expected none: "
             "spoilt images are made for pairs of a registration alone"
         )
+    check_scoring(where, plan)
     check_data(plan)
     return plan
 

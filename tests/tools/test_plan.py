@@ -12,6 +12,8 @@ from tests.decathlon_folder import write_site
 from tests.learn2reg_folder import abdomen_ct_ct, write_folder
 from tools.compare import matched
 from tools.plan import PLANS, check_data, load_plan, strategies
+from tools.plan_scoring import scoring_ids
+from tools.stages import stages_of
 
 
 def write(path, **content):
@@ -39,6 +41,23 @@ def test_command_line_wins_over_the_file(tmp_path):
     plan = load_plan(path, **changes)
     assert plan.options == {"iterations": 7, "batch_size": 1, "network_def#channels": 4}
     assert (plan.strategy, plan.tasks[0].task, plan.seeds, plan.name) == ("sequential", "synth_lung_ct", (3,), "p")
+
+
+@pytest.mark.parametrize("changes", [{"iterations": 500}, {"options": {"iterations": 500}}])
+def test_command_line_wins_over_the_options_of_single_tasks(tmp_path, changes):
+    tasks = [{"task": "synth_brain_mr", "options": {"iterations": 2000, "rho": 0.1}}, "synth_lung_ct"]
+    plan = load_plan(write(tmp_path / "p.json", tasks=tasks, options={"iterations": 700}), **changes)
+    one, two = (stage.options for stage in stages_of(plan, tmp_path, "continued"))
+    assert (one, two) == ({"iterations": 500, "rho": 0.1}, {"iterations": 500})
+    assert matched(plan, "sequential", "passes").tasks[0].options == {"rho": 0.1}
+    plain = load_plan(tmp_path / "p.json")
+    assert [s.options["iterations"] for s in stages_of(plain, tmp_path, "continued")] == [2000, 700]
+
+
+def test_joint_training_takes_the_command_lines_iterations_for_every_task(tmp_path):
+    tasks = [{"task": "synth_brain_mr", "options": {"iterations": 2000}}, "synth_lung_ct"]
+    plan = load_plan(write(tmp_path / "p.json", tasks=tasks), iterations=500)
+    assert stages_of(plan, tmp_path, "pooled")[0].options["iterations"] == 1000
 
 
 def test_a_part_of_the_strategy_is_an_option():
@@ -81,6 +100,18 @@ def test_overlays_come_between_train_and_strategy(tmp_path):
         ({"tasks": [{"dataset_dir": "x"}]}, "without a name"),
         ({"variants": {"v": {"options": {"roh": 1}}}}, r"variant v: found option 'roh' \(did you mean 'rho'\?\)"),
         ({"variants": {"v": {"strategy": "smcl"}}}, r"variant v: found strategy 'smcl'"),
+        (
+            {"tasks": [{"task": "synth_lung_ct", "options": {"ct_window": [-1000, 0]}}]},
+            "found options ct_window of its own",
+        ),
+        (
+            {"tasks": [{"task": "synth_lung_ct", "options": {"network_def#channels": 4}}]},
+            "task synth_lung_ct: found options network_def#channels of its own, expected these among the plan's",
+        ),
+        (
+            {"unseen": [{"task": "synth_lung_ct", "options": {"iterations": 4}}]},
+            "unseen task synth_lung_ct: found options iterations of its own, expected none",
+        ),
         ({"seeds": ["a"]}, "expected whole numbers"),
         ({"options": {"run_dir": "x"}}, "option 'run_dir'"),
         ({"tasks": [{"task": "OASIS", "dataset_dir": "/no/such/folder"}]}, "/no/such/folder: no such folder"),
@@ -164,3 +195,21 @@ def test_a_site_with_a_missing_file_is_told_before_anything_is_trained(tmp_path)
 def test_a_segmentation_has_no_spoilt_images():
     with pytest.raises(InputError, match=r"found corruptions noise with the bundle smdr, expected none"):
         load_plan("smdr_embedded", corruptions=["noise"])
+
+
+def test_the_evaluation_config_decides_which_options_all_tasks_share(tmp_path):
+    grid = {"spatial_size", "spacing_mm", "ct_window", "integration_steps", "network_def", "inferer"}
+    ids = set(scoring_ids(load_plan(write(tmp_path / "p.json"))))
+    assert ids >= grid
+    assert not ids & {"iterations", "loss", "rho", "device", "seed", "task", "run_dir", "buffer_size"}
+    cascade = set(scoring_ids(load_plan(write(tmp_path / "p.json", configs=["cascade"]))))
+    assert cascade >= grid
+    sites = set(scoring_ids(load_plan("smdr_embedded")))
+    assert sites >= {"spatial_size", "spacing_mm", "slices", "channels", "classes", "label_map", "channel_wise"}
+    assert not sites & {"margin", "iterations", "augmentation", "strategy"}
+
+
+def test_a_task_may_be_trained_with_options_of_its_own(tmp_path):
+    options = {"iterations": 9, "learning_rate": 0.1, "loss#landmarks": 0.0, "strategy#rho": 0.1}
+    plan = load_plan(write(tmp_path / "p.json", tasks=[{"task": "synth_lung_ct", "options": options}]))
+    assert plan.tasks[0].options == options
