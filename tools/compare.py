@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -128,7 +128,8 @@ def compare(
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         tasks = [pool.submit(one, number) for number in range(len(runs))]
         try:
-            for task in tasks:
+            # As they end, not in their order: whichever fails first stops the others.
+            for task in as_completed(tasks):
                 task.result()
         except BaseException:
             # The chains beside it stop within a second; what they have done is kept.
