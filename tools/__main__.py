@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from shared.errors import InputError
 from shared.files import read_json
 
 from .apply import apply_transforms, described, file_flags, listed_transforms
+from .command_line import check_foreign_flags, plain_arguments, whole_number
 from .flags import check_flags
 from .register import register, register_flags
 
@@ -46,7 +47,7 @@ class _Progress:
 
 
 def _listed(value: Any) -> list[str]:
-    names = value.split(",") if isinstance(value, str) else list(value)
+    names = list(value) if isinstance(value, list | tuple) else str(value).split(",")
     return [str(name).strip() for name in names]
 
 
@@ -74,6 +75,8 @@ def chain(
     from .plan import load_plan
     from .report import write_report
 
+    check_foreign_flags(changes, chain, compare)
+    seed, threads = whole_number("seed", seed, 0), whole_number("threads", threads, 1)
     checked = load_plan(plan, **changes)
     number = checked.seeds[0] if seed is None else seed
     folder = Path(out) if out else OUTPUT / f"{checked.name}_{checked.strategy}_seed{number}"
@@ -118,6 +121,8 @@ def compare(
     from .plan import load_plan
     from .report import write_report
 
+    check_foreign_flags(changes, compare, chain)
+    whole_number("jobs", jobs, 1)
     checked = load_plan(plan, seeds=seeds, **changes)
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
     runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
@@ -205,7 +210,7 @@ def package(
         repo: OWNER/NAME, the repository to upload to; on hf, one a bundle.
         yes: run that command.
     """
-    from .package import bundle_names, digest, pack
+    from .package import bundle_names, check_bundle, digest, pack
     from .package_check import check_package
     from .package_push import push as push_package
 
@@ -217,7 +222,14 @@ def package(
         record = check_package(verify, schema, lambda step: print(f"{step} ...", flush=True))
         print(f"{verify}: {record['bundle']} {record['version']} of commit {record['commit'][:7]} runs on its own")
         return
-    for name in bundle_names() if bundle == "all" else [str(bundle)]:
+    names = bundle_names() if bundle == "all" else [str(bundle)]
+    for name in names:
+        check_bundle(name)
+    if len(names) > 1 and push == "hf":
+        raise InputError(
+            "found --push hf for all bundles, expected one of them: on Hugging Face each has a repository of its own"
+        )
+    for name in names:
         number = None if version is None else str(version)
         path = pack(name, out, number, allow_dirty, large_files_url=_large_files_url(name, large_files_url, push, repo))
         print(f"{path}  sha256 {digest(path.read_bytes())}")
@@ -237,7 +249,7 @@ def _large_files_url(bundle: str, url: str | None, place: str | None, repo: str 
     return url
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "apply": apply,
     "chain": chain,
     "compare": compare,
@@ -259,6 +271,8 @@ def main() -> None:
         elif arguments[:1] == ["register"] and "--help" not in arguments:
             check_flags(arguments[1:], register)
             arguments = register_flags(arguments)
+        elif arguments[:1] and arguments[0] in COMMANDS and "--help" not in arguments:
+            arguments = [arguments[0], *plain_arguments(arguments[1:], COMMANDS[arguments[0]])]
         fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")

@@ -103,8 +103,10 @@ def compare(
         progress: called with the share done (0 to 1) and a text.
 
     Raises:
-        InputError: an unknown strategy, another chain in a folder, or a stage that failed.
+        InputError: no or an unknown strategy, another chain in a folder, or a stage that failed.
     """
+    if not strategies:
+        raise InputError(f"the plan {plan.name}: found no strategies to compare, expected at least one")
     plans = {name: matched(plan, name, match) for name in dict.fromkeys(strategies)}
     # Seed by seed: a comparison that is stopped early has every strategy.
     runs = [Run(name, plans[name], seed, Path(folder) / name / f"seed{seed}") for seed in seeds for name in plans]

@@ -62,7 +62,8 @@ def check_flags(arguments: list[str], command: Callable[..., Any]) -> None:
         arguments: of the command line, without the command.
         command: whose parameters are the flags.
     """
-    parameters = inspect.signature(command).parameters
+    every = inspect.signature(command).parameters
+    parameters = {name: p for name, p in every.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     given = [a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--") and len(a) > 2]
     for flag in given:
         if flag not in parameters and flag.removeprefix("no") not in parameters:

@@ -187,14 +187,14 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         )
     bundle = str(content.get("bundle", "samcl"))
     check_known(where, "bundle", bundle, bundles)
-    configs = [content["configs"]] if isinstance(content.get("configs"), str) else list(content.get("configs", []))
+    configs = _names(where, "configs", content.get("configs", ()))
     overlays = sorted(p.stem for p in (BUNDLES / bundle / "configs").glob("*.json"))
     for overlay in configs:
         check_known(where, "config", overlay, overlays)
     strategy = str(content.get("strategy", bundle))
     check_known(where, "strategy", strategy, strategies(bundle))
     ids = _config_ids(bundle, configs)
-    options = _check_options(where, {**dict(content.get("options", {})), **changes}, ids)
+    options = {**_check_options(where, content.get("options", {}), ids), **_check_options(where, changes, ids)}
     dataset_dir = str(content.get("dataset_dir", BUNDLES / bundle / "data"))
     given = {**(keys.get("options") or {}), **changes}
     tasks = _without(given, _tasks(where, content.get("tasks", []), dataset_dir, ids))
@@ -204,7 +204,7 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         raise InputError(f"{where}: found tasks {names}, expected at least one, each once")
     split = str(content.get("split", "test"))
     check_known(where, "split", split, SPLITS)
-    corruptions = tuple(content.get("corruptions", ()))
+    corruptions = _names(where, "corruptions", content.get("corruptions", ()))
     for corruption in corruptions:
         check_known(where, "corruption", corruption, list(CORRUPTIONS))
     variants = _variants(where, content.get("variants", {}), bundle, configs)
@@ -216,7 +216,7 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         unseen,
         _seeds(where, content),
         options,
-        tuple(configs),
+        configs,
         split,
         corruptions,
         variants,
@@ -227,9 +227,28 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
             f"{where}: found corruptions {', '.join(plan.corruptions)} with the bundle {bundle}, expected none: "
             "spoilt images are made for pairs of a registration alone"
         )
+    _check_iterations(where, plan)
     check_scoring(where, plan)
     check_data(plan)
     return plan
+
+
+def _check_iterations(where: str, plan: Plan) -> None:
+    """Budgets are matched and progress is told by them: they must be numbers before anything runs."""
+    found = [("", plan.scalar("iterations"))]
+    found += [(f", task {t.task}", t.options["iterations"]) for t in plan.tasks if "iterations" in t.options]
+    found += [(f", variant {name}", plan.variant(name).scalar("iterations")) for name in plan.variants]
+    for place, value in found:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{where}{place}: found iterations {value!r}, expected a whole number from 1 on")
+
+
+def _names(where: str, key: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names; a single one may stand for itself."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: found {key} {value!r}, expected a name or a list of names")
+    return tuple(names)
 
 
 def _variants(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -237,6 +256,10 @@ def _variants(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> 
     if not isinstance(entries, Mapping):
         raise InputError(f"{where}: found variants {entries!r}, expected an object of names")
     for name, content in entries.items():
+        if name in strategies(bundle) or Path(name).name != name:
+            raise InputError(
+                f"{where}: found a variant named {name!r}, expected the name of a folder that no strategy has"
+            )
         _check_keys(f"{where}, variant {name}", content, VARIANT_KEYS)
         check_known(f"{where}, variant {name}", "strategy", content.get("strategy", bundle), strategies(bundle))
         _check_options(f"{where}, variant {name}", content.get("options", {}), ids)
@@ -249,6 +272,8 @@ def _phases(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> di
     found = {}
     for phase, options in entries.items():
         name, is_overlay = PHASES[phase]
+        if not (BUNDLES / bundle / "configs" / f"{name}.json").is_file():
+            raise InputError(f"{where}: found phases {', '.join(entries)}, expected none: the bundle {bundle} has none")
         ids = _config_ids(bundle, [*(configs if is_overlay else ()), name])
         found[phase] = _check_options(f"{where}, phase {phase}", options, ids)
     return found
@@ -256,8 +281,9 @@ def _phases(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> di
 
 def _seeds(where: str, content: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the seeds; a plain number n stands for 0 to n - 1."""
-    seeds = content.get("seeds", [0])
-    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
-    if not isinstance(seeds, Sequence) or not seeds or not all(isinstance(s, int) for s in seeds):
-        raise InputError(f"{where}: found seeds {seeds!r}, expected whole numbers, or how many")
+    given = content.get("seeds", [0])
+    seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+    whole = isinstance(seeds, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    if not whole or not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
+        raise InputError(f"{where}: found seeds {given!r}, expected different whole numbers from 0 on, or how many")
     return tuple(seeds)

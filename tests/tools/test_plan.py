@@ -112,7 +112,28 @@ def test_overlays_come_between_train_and_strategy(tmp_path):
             {"unseen": [{"task": "synth_lung_ct", "options": {"iterations": 4}}]},
             "unseen task synth_lung_ct: found options iterations of its own, expected none",
         ),
-        ({"seeds": ["a"]}, "expected whole numbers"),
+        ({"seeds": ["a"]}, "expected different whole numbers"),
+        ({"seeds": True}, "found seeds True, expected different whole numbers"),
+        ({"seeds": [1, 1]}, r"found seeds \[1, 1\], expected different whole numbers"),
+        ({"seeds": [-1]}, "from 0 on"),
+        ({"seeds": 0}, "found seeds 0"),
+        ({"options": ["a"]}, r"found options \['a'\], expected an object"),
+        ({"options": None}, "found options None, expected an object"),
+        ({"corruptions": None}, "found corruptions None, expected a name or a list of names"),
+        ({"corruptions": 3}, "found corruptions 3"),
+        ({"configs": None}, "found configs None"),
+        ({"configs": [3]}, r"found configs \[3\]"),
+        ({"options": {"iterations": "$1+1"}}, r"found iterations '\$1\+1', expected a whole number"),
+        ({"options": {"iterations": 5.0}}, r"found iterations 5.0, expected a whole number"),
+        ({"options": {"iterations": True}}, "found iterations True"),
+        (
+            {"tasks": [{"task": "synth_lung_ct", "options": {"iterations": 0}}]},
+            "task synth_lung_ct: found iterations 0",
+        ),
+        ({"variants": {"v": {"options": {"iterations": "@x"}}}}, "variant v: found iterations '@x'"),
+        ({"variants": {"er": {"strategy": "samcl"}}}, "a variant named 'er', expected the name of a folder"),
+        ({"variants": {"a/b": {}}}, "a variant named 'a/b'"),
+        ({"phases": {"replay": {}}}, "found phases replay, expected none: the bundle samcl has none"),
         ({"options": {"run_dir": "x"}}, "option 'run_dir'"),
         ({"tasks": [{"task": "OASIS", "dataset_dir": "/no/such/folder"}]}, "/no/such/folder: no such folder"),
     ],
@@ -213,3 +234,8 @@ def test_a_task_may_be_trained_with_options_of_its_own(tmp_path):
     options = {"iterations": 9, "learning_rate": 0.1, "loss#landmarks": 0.0, "strategy#rho": 0.1}
     plan = load_plan(write(tmp_path / "p.json", tasks=[{"task": "synth_lung_ct", "options": options}]))
     assert plan.tasks[0].options == options
+
+
+def test_one_name_is_a_list_of_one(tmp_path):
+    plan = load_plan(write(tmp_path / "p.json", corruptions="noise", configs="smoke"))
+    assert (plan.corruptions, plan.configs) == (("noise",), ("smoke",))
