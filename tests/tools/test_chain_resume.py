@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import save_json, writable_dir, write_csv
+from shared.files import read_json, save_json, writable_dir, write_csv
 from tools.chain import Chain
 from tools.plan import load_plan
 
@@ -89,3 +89,29 @@ def test_what_stands_on_a_new_training_is_made_again(monkeypatch, tmp_path):
     ran.clear()
     chain._run_stage(0, chain.stages[0])
     assert ran == ["evaluation"]
+
+
+def test_a_stage_notes_every_version_that_it_ran_with_and_the_largest_peak(runs, tmp_path, monkeypatch):
+    """Killed in its evaluation and after it; each time the same command goes on with other code and less memory."""
+    real = runs.__call__
+
+    def killed(run_id, *arguments):
+        if run_id == "evaluating":
+            raise KeyboardInterrupt
+        return real(run_id, *arguments)
+
+    monkeypatch.setattr("tools.chain._versions", lambda: {"commit": "aaa", "torch": "2"})
+    monkeypatch.setattr("tools.chain.run_bundle", killed)
+    with pytest.raises(KeyboardInterrupt):
+        chain_of(tmp_path).run()
+    runs.peak = 3.0
+    monkeypatch.setattr("tools.chain.run_bundle", runs)
+    monkeypatch.setattr("tools.chain._versions", lambda: {"commit": "bbb", "torch": "2"})
+    assert chain_of(tmp_path).run()["peak_memory_bytes"] == 7.0
+    (tmp_path / STAGE / "stage.json").unlink()
+    monkeypatch.setattr("tools.chain._versions", lambda: {"commit": "ccc", "torch": "2"})
+    assert chain_of(tmp_path).run()["peak_memory_bytes"] == 7.0
+    found = read_json(tmp_path / STAGE / "stage.json")["versions"]
+    # The evaluation that was killed counts: what it left may be in the scores.
+    assert [version["commit"] for version in found] == ["aaa", "bbb", "ccc"]
+    assert read_json(tmp_path / "chain.json")["versions"]["commit"] == "aaa"
