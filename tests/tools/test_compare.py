@@ -12,7 +12,7 @@ import pytest
 from shared.errors import InputError
 from shared.files import save_json, sole_owner, writable_dir, write_csv
 from tools.__main__ import _outcome
-from tools.compare import Run, compare, write_tables
+from tools.compare import Run, budget_notes, compare, write_tables
 from tools.plan import load_plan
 from tools.results import BEFORE, collect, read_rows, score_matrices
 
@@ -24,8 +24,11 @@ def comparison(tiny_data, tmp_path_factory) -> tuple[Path, subprocess.CompletedP
     out = tmp_path_factory.mktemp("compare")
     options = ["--configs", "smoke", "--tasks", "[synth_brain_mr,synth_lung_ct]", "--unseen", "[synth_abdomen_ct]"]
     options += ["--dataset_dir", str(tiny_data), "--iterations", "2", "--seeds", "2", "--jobs", "2"]
-    options += ["--corruptions", "[noise]"]
-    command = [sys.executable, "-m", "tools", "compare", "--strategies", "[joint,single,samcl]", *options]
+    options += ["--corruptions", "noise"]
+    variants = {"rho0": {"strategy": "samcl", "options": {"rho": 0.0}}}
+    save_json(out / "p.json", {"bundle": "samcl", "variants": variants})
+    command = [sys.executable, "-m", "tools", "compare", str(out / "p.json")]
+    command += ["--strategies", "[joint,single,samcl,rho0]", *options]
     result = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return out, result
@@ -34,7 +37,7 @@ def comparison(tiny_data, tmp_path_factory) -> tuple[Path, subprocess.CompletedP
 def test_a_comparison_gives_one_table_and_one_report(comparison):
     out, result = comparison
     rows = {r["strategy"]: r for r in read_rows(out / "table.csv")}
-    assert set(rows) == {"joint", "single", "samcl"}
+    assert set(rows) == {"joint", "single", "samcl", "rho0"}
     assert all(r["seeds"] == "2" and 0 < float(r["dice"]) < 1 and float(r["dice_sd"]) > 0 for r in rows.values())
     assert all(0 < float(rows[s]["unseen"]) < 1 for s in ("joint", "samcl"))
     assert all(0 < float(rows[s]["corrupted"]) < 1 for s in ("joint", "samcl"))
@@ -43,7 +46,7 @@ def test_a_comparison_gives_one_table_and_one_report(comparison):
     assert rows["samcl"]["intransigence"] != ""
     table = (out / "table.md").read_text()
     assert table.strip() in result.stdout
-    assert table.count("\n|") == 2 + 3
+    assert table.count("\n|") == 2 + 4
     assert "samcl" in (out / "report.html").read_text()
 
 
@@ -51,6 +54,14 @@ def test_matched_passes_are_equal_passes(comparison):
     out, _ = comparison
     passes = {r["strategy"]: float(r["passes"]) for r in read_rows(out / "table.csv")}
     assert passes["joint"] == passes["single"] == passes["samcl"] == 2 * 4
+    assert passes["rho0"] == 2 * 2
+
+
+def test_a_variant_that_costs_less_is_told_below_the_table(comparison):
+    out, result = comparison
+    note = "Not the same budget: rho0 made 8 passes, -50.0 % against samcl with 16."
+    assert (out / "table.md").read_text().endswith(f"|\n\n{note}\n")
+    assert note in result.stdout
 
 
 def test_single_starts_each_task_afresh_and_joint_learns_all_at_once(comparison):
@@ -134,3 +145,12 @@ def test_a_chain_without_labels_ends_with_the_metric_it_has(tmp_path):
         runs.append(Run(name, plan, 0, tmp_path / name))
     table = write_tables(runs, tmp_path, "caption")
     assert "| strategy | seeds | TRE mm | folds % |" in table
+
+
+def test_the_passes_of_a_generator_are_told_apart(tmp_path):
+    plan = load_plan("smdr_embedded")
+    for name in ("smdr", "sequential"):
+        save_json(writable_dir(tmp_path / name) / "summary.json", {"passes": 2 * 6 * 600 * 8})
+    runs = [Run(name, plan.variant(name), 0, tmp_path / name) for name in ("smdr", "sequential")]
+    assert budget_notes(plan, runs, "passes") == ["The passes of the image generator of smdr come on top."]
+    assert budget_notes(plan, runs, "iterations") == []

@@ -10,7 +10,7 @@ from shared.data.synthetic import REGISTRATION_TASKS
 from shared.errors import InputError
 from tests.decathlon_folder import write_site
 from tests.learn2reg_folder import abdomen_ct_ct, write_folder
-from tools.compare import matched
+from tools.budget import matched, unequal_passes
 from tools.plan import PLANS, check_data, load_plan, strategies
 from tools.plan_scoring import scoring_ids
 from tools.stages import stages_of
@@ -239,3 +239,33 @@ def test_a_task_may_be_trained_with_options_of_its_own(tmp_path):
 def test_one_name_is_a_list_of_one(tmp_path):
     plan = load_plan(write(tmp_path / "p.json", corruptions="noise", configs="smoke"))
     assert (plan.corruptions, plan.configs) == (("noise",), ("smoke",))
+
+
+def test_matched_passes_take_the_batch_size_into_account(tmp_path):
+    own = [
+        {"task": "synth_lung_ct", "options": {"iterations": 10}},
+        {"task": "synth_abdomen_ct", "options": {"batch_size": 1}},
+    ]
+    variants = {"batch4": {"strategy": "samcl", "options": {"batch_size": 4}}}
+    plan = load_plan(
+        write(tmp_path / "p.json", tasks=["synth_brain_mr", *own], options={"iterations": 30}, variants=variants)
+    )
+    changed = matched(plan, "batch4", "passes")
+    assert changed.options == {"iterations": 15, "batch_size": 4}
+    assert [task.options for task in changed.tasks] == [{}, {"iterations": 5}, {"iterations": 30, "batch_size": 1}]
+    assert matched(plan, "samcl", "passes").options["iterations"] == 30
+    with pytest.raises(InputError, match=r"found batch_size '\$1\+1', expected a whole number"):
+        matched(load_plan(tmp_path / "p.json", batch_size="$1+1"), "er", "passes")
+
+
+def test_passes_that_miss_the_budget_are_told(tmp_path):
+    path = write(tmp_path / "p.json", tasks=["synth_brain_mr", "synth_lung_ct"], options={"iterations": 30})
+    plan = load_plan(path)
+    planned = 2 * 30 * 2 * 4  # tasks, iterations, pairs, passes of samcl
+    assert unequal_passes(plan, {"er": [planned * 1.019, planned * 0.99]}) == []
+    assert unequal_passes(plan, {"samcl": [planned], "er": [planned], "agem": [planned * 3 // 4]}) == [
+        f"Not the same budget: agem made {planned * 3 // 4} passes, -25.0 % against samcl with {planned}."
+    ]
+    # What was measured counts, where there is something.
+    assert unequal_passes(plan, {"samcl": [planned / 2], "er": [planned / 2]}) == []
+    assert len(unequal_passes(plan, {"rho0": [planned / 2], "er": [planned / 2]})) == 2
