@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from shared.errors import InputError
 from shared.files import read_json
 
 from .apply import apply_transforms, check_frame, described, file_flags, listed_transforms
+from .command_line import check_foreign_flags, plain_arguments, whole_number
 from .flags import check_flags, json_words
 from .register import register, register_flags
 
@@ -46,7 +47,7 @@ class _Progress:
 
 
 def _listed(value: Any) -> list[str]:
-    names = value.split(",") if isinstance(value, str) else list(value)
+    names = list(value) if isinstance(value, list | tuple) else str(value).split(",")
     return [str(name).strip() for name in names]
 
 
@@ -74,15 +75,25 @@ def chain(
     from .plan import load_plan
     from .report import write_report
 
+    check_foreign_flags(changes, chain, compare)
+    seed, threads = whole_number("seed", seed, 0), whole_number("threads", threads, 1)
     checked = load_plan(plan, **json_words(changes))
     number = checked.seeds[0] if seed is None else seed
     folder = Path(out) if out else OUTPUT / f"{checked.name}_{checked.strategy}_seed{number}"
     summary = Chain(checked, folder, number, threads, _Progress()).run()
     page = write_report([folder], folder / "report.html")
-    dice = summary["metrics"]["dice"]
-    kept = {k: dice[k] for k in ("final_average", "backward_transfer", "forgetting", "unseen_average")}
-    print("\nDice: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in kept.items() if v is not None))
-    print(f"results in {folder}, report: {page}")
+    print(f"\n{_outcome(summary['metrics'])}\nresults in {folder}, report: {page}")
+
+
+def _outcome(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return a line on the first metric with a final average: Dice, or what there is in its place."""
+    from shared.metrics import METRICS
+
+    found = ((name, m) for name, m in metrics.items() if m.get("final_average") is not None)
+    name, measured = next(found, ("no scores", {}))
+    kept = {k: measured.get(k) for k in ("final_average", "backward_transfer", "forgetting", "unseen_average")}
+    values = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in kept.items() if v is not None)
+    return f"{METRICS[name][0]}: {values}" if values else name
 
 
 def compare(
@@ -105,16 +116,19 @@ def compare(
         jobs: chains side by side, sharing the CPU's cores.
         changes: as for chain.
     """
+    from .compare import budget_notes, write_tables
     from .compare import compare as run_comparison
-    from .compare import write_tables
     from .plan import load_plan
     from .report import write_report
 
+    check_foreign_flags(changes, compare, chain)
+    whole_number("jobs", jobs, 1)
     checked = load_plan(plan, seeds=seeds, **json_words(changes))
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
     runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
-    caption = f"{checked.name}: {checked.split} pairs of {len(checked.tasks)} tasks, matched {match}, mean ± sd"
-    print("\n" + write_tables(runs, folder, caption))
+    cases = "images" if checked.segments else "pairs"
+    caption = f"{checked.name}: {checked.split} {cases} of {len(checked.tasks)} tasks, matched {match}, mean ± sd"
+    print("\n" + write_tables(runs, folder, caption, budget_notes(checked, runs, match)))
     page = write_report([run.folder for run in runs], folder / "report.html")
     print(f"results in {folder}, report: {page}")
 
@@ -199,7 +213,7 @@ def package(
         repo: OWNER/NAME, the repository to upload to; on hf, one a bundle.
         yes: run that command.
     """
-    from .package import bundle_names, digest, pack
+    from .package import bundle_names, check_bundle, digest, pack
     from .package_check import check_package
     from .package_push import push as push_package
 
@@ -211,7 +225,14 @@ def package(
         record = check_package(verify, schema, lambda step: print(f"{step} ...", flush=True))
         print(f"{verify}: {record['bundle']} {record['version']} of commit {record['commit'][:7]} runs on its own")
         return
-    for name in bundle_names() if bundle == "all" else [str(bundle)]:
+    names = bundle_names() if bundle == "all" else [str(bundle)]
+    for name in names:
+        check_bundle(name)
+    if len(names) > 1 and push == "hf":
+        raise InputError(
+            "found --push hf for all bundles, expected one of them: on Hugging Face each has a repository of its own"
+        )
+    for name in names:
         number = None if version is None else str(version)
         path = pack(name, out, number, allow_dirty, large_files_url=_large_files_url(name, large_files_url, push, repo))
         print(f"{path}  sha256 {digest(path.read_bytes())}")
@@ -231,7 +252,7 @@ def _large_files_url(bundle: str, url: str | None, place: str | None, repo: str 
     return url
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "apply": apply,
     "chain": chain,
     "compare": compare,
@@ -261,6 +282,8 @@ def main() -> None:
             command, literal = CHECKED[arguments[0]]
             arguments = [arguments[0], *literal(arguments[1:])]
             check_flags(arguments[1:], command)
+        elif arguments and arguments[0] in COMMANDS and "--help" not in arguments:
+            arguments = [arguments[0], *plain_arguments(arguments[1:], COMMANDS[arguments[0]])]
         fire.Fire(COMMANDS, arguments, name="python -m tools")
     except InputError as error:
         sys.stderr.write(f"\nerror: {error}\n")

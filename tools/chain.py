@@ -5,6 +5,7 @@ CHAIN/
   chain.json             what the chain was begun with
   01_<task>/
     training.json .log   arguments and output of ``python -m monai.bundle run``
+    training_usage.json  its peak memory and the versions that it ran with, over all its starts
     run/                 the bundle's run_dir: model.pt, memory, metrics.csv ...
     evaluation/<task>/   scores and pictures on every task
     generator/ replay/   of strategies that replay generated images: see ``phases.py``
@@ -62,6 +63,16 @@ def _commit() -> str:
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("torch", "monai", "numpy", "itk")}
     return {"python": platform.python_version(), **packages, "commit": _commit()}
+
+
+def _usage_file(folder: Path, phase: str) -> Path:
+    return folder / f"{phase}_usage.json"
+
+
+def _usage(folder: Path, phase: str) -> dict[str, Any]:
+    """Return what a phase took so far; nothing is known of one from before this was noted."""
+    path = _usage_file(folder, phase)
+    return read_json(path) if path.is_file() else {"peak_memory_bytes": 0.0, "versions": []}
 
 
 class Chain:
@@ -157,38 +168,47 @@ class Chain:
         folder = writable_dir(self.folder / stage.name)
         phases = self.phases(number)
         total, begun = sum(phase.weight for phase in phases), 0.0
-        peak = 0.0
+        renewed = False
         for phase in phases:
-            if not phase.is_done:
+            # What is there already may come from the weights before those of a training that ran just now.
+            if renewed or not phase.is_done:
                 before, weight = number + begun / total, phase.weight / total
-                peak = max(peak, self._run_phase(phase, stage, folder, before, weight))
+                self._run_phase(phase, stage, folder, before, weight)
+                renewed = renewed or not phase.checks_itself
             begun += phase.weight
-        save_json(folder / "stage.json", self._record(number, stage, folder, peak))
+        save_json(folder / "stage.json", self._record(number, stage, folder))
         self.collect()
 
-    def _run_phase(self, phase: Phase, stage: Stage, folder: Path, before: float, weight: float) -> float:
-        """Run a phase; return the most memory that it took."""
+    def _run_phase(self, phase: Phase, stage: Stage, folder: Path, before: float, weight: float) -> None:
+        """Run a phase; note down what it took, and with which versions, also where it was begun earlier."""
 
         def watch() -> None:
             share, text = phase.progress()
             self._tell(before + weight * share, stage, text)
 
+        path, usage = _usage_file(folder, phase.name), _usage(folder, phase.name)
+        versions = [*usage["versions"], *(v for v in (_versions(),) if v not in usage["versions"])]
+        save_json(path, {**usage, "versions": versions})
         log = folder / f"{phase.name}.log"
         used = run_bundle(phase.run_id, phase.files, phase.options, log, self.threads, watch)
-        return used["peak_memory_bytes"]
+        peak = max(usage["peak_memory_bytes"], used["peak_memory_bytes"])
+        save_json(path, {"peak_memory_bytes": peak, "versions": versions})
 
-    def _record(self, number: int, stage: Stage, folder: Path, peak: float) -> dict[str, Any]:
+    def _record(self, number: int, stage: Stage, folder: Path) -> dict[str, Any]:
         """Return what ``stage.json`` says; times and memory are those of training, model and generator together."""
         runs = [read_json(folder / name / "done.json") for name in ("run", *self.phases.generators)]
         kept = sum(path.stat().st_size for path in self.phases.kept(number))
+        usages = [_usage(folder, phase.name) for phase in self.phases(number)]
+        versions = [version for usage in usages for version in usage["versions"]]
         return {
             "tasks": [task.task for task in stage.tasks],
             "passes": runs[0]["passes"],
             "seconds": sum(run["seconds"] for run in runs),
             "memory_bytes": runs[0]["memory_bytes"] + kept,
             "peak_gpu_bytes": max((run["peak_gpu_bytes"] for run in runs if run["peak_gpu_bytes"]), default=None),
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": max(usage["peak_memory_bytes"] for usage in usages),
             "sharpness": self._sharpness(folder),
+            "versions": [v for i, v in enumerate(versions) if v not in versions[:i]],
         }
 
     def _sharpness(self, folder: Path) -> dict[str, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,11 +15,12 @@ import numpy as np
 from shared.errors import InputError
 from shared.files import atomic_write, read_json, write_csv
 
+from .budget import matched, unequal_passes
 from .chain import Chain
 from .plan import Plan
 from .results import BEFORE, read_rows
 
-__all__ = ["compare", "matched", "table_rows", "write_tables"]
+__all__ = ["budget_notes", "compare", "table_rows", "write_tables"]
 
 # Column -> (heading, digits); all in the unit of the heading.
 COLUMNS = {
@@ -50,38 +51,6 @@ class Run:
     folder: Path
 
 
-def matched(plan: Plan, strategy: str, match: str) -> Plan:
-    """Return the plan with another strategy and its iterations scaled to the same budget a task.
-
-    Args:
-        plan: its own strategy sets the budget.
-        strategy: the other one, or a variant of the plan.
-        match: "passes" for the same number of samples sent forward, "iterations" for the same iterations.
-
-    Raises:
-        InputError: an unknown ``match``, or iterations that are no plain number.
-    """
-    if match not in ("passes", "iterations"):
-        raise InputError(f"found match '{match}', expected passes or iterations")
-    changed = plan.variant(strategy)
-    if match == "iterations":
-        return changed
-    cost, budget = (float(p.strategy_config()["passes_per_sample"]) for p in (changed, plan))
-
-    def scale(iterations: Any) -> int:
-        if not isinstance(iterations, int):
-            raise InputError(f"the plan {plan.name}: found iterations {iterations!r}, expected a whole number")
-        return max(1, round(iterations * budget / cost))
-
-    tasks = tuple(
-        replace(t, options={**t.options, "iterations": scale(t.options["iterations"])})
-        if "iterations" in t.options
-        else t
-        for t in plan.tasks
-    )
-    return replace(changed, tasks=tasks, options={**changed.options, "iterations": scale(changed.scalar("iterations"))})
-
-
 def compare(
     plan: Plan,
     strategies: Sequence[str],
@@ -98,13 +67,15 @@ def compare(
         strategies: names of the bundle's strategies and of the plan's variants.
         seeds: of weights, order and memory.
         folder: of the comparison.
-        match: see :func:`matched`.
+        match: see :func:`~tools.budget.matched`.
         jobs: chains side by side; they share the CPU's cores.
         progress: called with the share done (0 to 1) and a text.
 
     Raises:
-        InputError: an unknown strategy, another chain in a folder, or a stage that failed.
+        InputError: no or an unknown strategy, another chain in a folder, or a stage that failed.
     """
+    if not strategies:
+        raise InputError(f"the plan {plan.name}: found no strategies to compare, expected at least one")
     plans = {name: matched(plan, name, match) for name in dict.fromkeys(strategies)}
     # Seed by seed: a comparison that is stopped early has every strategy.
     runs = [Run(name, plans[name], seed, Path(folder) / name / f"seed{seed}") for seed in seeds for name in plans]
@@ -128,7 +99,8 @@ def compare(
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         tasks = [pool.submit(one, number) for number in range(len(runs))]
         try:
-            for task in tasks:
+            # As they end, not in their order: whichever fails first stops the others.
+            for task in as_completed(tasks):
                 task.result()
         except BaseException:
             # The chains beside it stop within a second; what they have done is kept.
@@ -138,12 +110,24 @@ def compare(
     return runs
 
 
+def budget_notes(plan: Plan, runs: Sequence[Run], match: str) -> list[str]:
+    """Return what a reader must know of the budget, from what the chains measured."""
+    if match != "passes":
+        return []
+    measured: dict[str, list[float]] = {}
+    for run in runs:
+        measured.setdefault(run.name, []).append(read_json(run.folder / "summary.json")["passes"])
+    drawn = dict.fromkeys(run.name for run in runs if run.plan.strategy_config().get("past") == "replay_sets")
+    generators = [f"The passes of the image generator of {', '.join(drawn)} come on top."] if drawn else []
+    return unequal_passes(plan, measured) + generators
+
+
 def _scores(run: Run) -> dict[str, float]:
     """Return one chain's row of the table."""
     summary = read_json(run.folder / "summary.json")
-    dice = summary["metrics"]["dice"]
+    dice = summary["metrics"].get("dice", {})
     names = ("forgetting", "backward_transfer", "forward_transfer")
-    corrupted = [scores["dice"] for scores in summary["corrupted"].values()]
+    corrupted = [scores["dice"] for scores in summary["corrupted"].values() if "dice" in scores]
     sharpness = [v for v in summary["sharpness"].values() if v is not None]
     row = {
         **{
@@ -164,7 +148,8 @@ def _scores(run: Run) -> dict[str, float]:
 def _diagonal(run: Run) -> np.ndarray:
     """Return the Dice on each task right after it was learnt."""
     rows = [r for r in read_rows(run.folder / "R.csv") if r["metric"] == "dice" and r["after"] != BEFORE]
-    return np.array([float(row[task.task]) for row, task in zip(rows, run.plan.tasks, strict=False)])
+    scores = [float(row[task.task]) for row, task in zip(rows, run.plan.tasks, strict=False)]
+    return np.array(scores or [np.nan] * len(run.plan.tasks))
 
 
 def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -178,7 +163,10 @@ def table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         scores = _scores(run)
         continued = run.plan.strategy_config().get("stages", "continued") == "continued"
         if continued and run.seed in alone:
-            scores["intransigence"] = float(np.mean(alone[run.seed] - _diagonal(run)))
+            behind = alone[run.seed] - _diagonal(run)
+            # Tasks without labels have no Dice.
+            behind = behind[np.isfinite(behind)]
+            scores["intransigence"] = float(behind.mean()) if len(behind) else np.nan
         grouped.setdefault(run.name, []).append(scores)
     rows = []
     for strategy, scored in grouped.items():
@@ -199,8 +187,8 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
 
 
-def write_tables(runs: Sequence[Run], folder: str | Path, caption: str) -> str:
-    """Write ``table.csv`` and ``table.md``; return the latter's text."""
+def write_tables(runs: Sequence[Run], folder: str | Path, caption: str, notes: Sequence[str] = ()) -> str:
+    """Write ``table.csv`` and ``table.md``, with notes below the table; return the latter's text."""
     rows = table_rows(runs)
     shown = [c for c in COLUMNS if any(row[c] is not None for row in rows)]
     lines = [caption, "", "| strategy | seeds | " + " | ".join(COLUMNS[c][0] for c in shown) + " |"]
@@ -208,7 +196,7 @@ def write_tables(runs: Sequence[Run], folder: str | Path, caption: str) -> str:
     for row in rows:
         cells = [f"`{row['strategy']}`", str(row["seeds"]), *(_cell(row, c) for c in shown)]
         lines.append("| " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, *(line for note in notes for line in ("", note))]) + "\n"
     write_csv(Path(folder) / "table.csv", rows)
     atomic_write(Path(folder) / "table.md", lambda stream: stream.write(text.encode()))
     return text

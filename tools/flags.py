@@ -73,13 +73,13 @@ def literal_flags(
     return [*kept, *(f"--{f}={found if f == repeated else repr(found[0])}" for f, found in values.items())]
 
 
-def _named(arguments: list[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
-    """Return the flags of a command line without their dashes; every word must be one or the value of one."""
+def _named(arguments: list[str], parameters: Mapping[str, inspect.Parameter], words: bool) -> list[str]:
+    """Return the flags of a command line without their dashes; unless ``words``, what else stands must be a value."""
     given: list[str] = []
     takes = False
     for argument in arguments:
         if not re.match("-[A-Za-z]|--.", argument):
-            if not takes:
+            if not takes and not words:
                 raise InputError(f"found the word {argument!r} that belongs to no option, expected --option value")
             takes = False
             continue
@@ -96,7 +96,7 @@ def _named(arguments: list[str], parameters: Mapping[str, inspect.Parameter]) ->
     return given
 
 
-def check_flags(arguments: list[str], command: Callable[..., Any]) -> None:
+def check_flags(arguments: list[str], command: Callable[..., Any], words: bool = False) -> None:
     """Raise InputError where words are none of the command's flags with their values, or where a flag is missing.
 
     Left to itself, fire runs the command first and stumbles over what is left afterwards.
@@ -104,9 +104,14 @@ def check_flags(arguments: list[str], command: Callable[..., Any]) -> None:
     Args:
         arguments: of the command line, without the command.
         command: whose parameters are the flags.
+        words: it takes words without a flag as well: folders, or the name of a plan.
     """
-    parameters = inspect.signature(command).parameters
-    given = _named(arguments, parameters)
+    parameters = {
+        name: p
+        for name, p in inspect.signature(command).parameters.items()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    given = _named(arguments, parameters, words)
     needed = [name for name, p in parameters.items() if p.default is p.empty]
     missing = [name for name in needed if name not in given]
     if missing:

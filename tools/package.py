@@ -29,7 +29,7 @@ from shared.files import atomic_write, read_json, writable_dir
 from .package_large_files import LARGEST, digest, set_apart
 from .plan import ROOT
 
-__all__ = ["MANIFEST", "bundle_names", "digest", "pack"]
+__all__ = ["MANIFEST", "bundle_names", "check_bundle", "digest", "pack"]
 
 MANIFEST = "package.json"
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/train.json", "configs/inference.json", "docs/README.md")
@@ -39,6 +39,13 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 def bundle_names(root: Path = ROOT) -> list[str]:
     """Return the bundles that have metadata."""
     return sorted(path.parents[1].name for path in root.glob("bundles/*/configs/metadata.json"))
+
+
+def check_bundle(bundle: str, root: Path = ROOT) -> None:
+    """Raise InputError unless there is such a bundle; the near miss is named."""
+    known = bundle_names(root)
+    if bundle not in known:
+        raise InputError(f"found bundle '{bundle}'{did_you_mean(bundle, known)}; known: {', '.join(known)}")
 
 
 def pack(
@@ -64,9 +71,7 @@ def pack(
         InputError: an unknown bundle, a version that the metadata and its changelog do not have, changed files, a
             missing one, or a large one without address.
     """
-    known = bundle_names(root)
-    if bundle not in known:
-        raise InputError(f"found bundle '{bundle}'{did_you_mean(bundle, known)}; known: {', '.join(known)}")
+    check_bundle(bundle, root)
     commit = _commit(root, bundle, allow_dirty)
     files = dict(sorted({**_bundle_files(root, bundle), **_shared_files(root, bundle)}.items()))
     number = _version(root, bundle, version)

@@ -49,6 +49,8 @@ class Phase:
         options: ids that win over the files.
         results: files that are all there when it is done.
         progress: returns the share done (0 to 1) and a text.
+        checks_itself: the run tells results of these weights and settings from others and skips them, which their mere
+            presence cannot: until the stage is finished, it is called even where they are there.
     """
 
     name: str
@@ -57,11 +59,12 @@ class Phase:
     options: dict[str, Any]
     results: list[Path]
     progress: Callable[[], tuple[float, str]]
+    checks_itself: bool = False
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return all(path.is_file() for path in self.results)
+        """Whether there is nothing left to do in a stage that is not finished."""
+        return not self.checks_itself and all(path.is_file() for path in self.results)
 
     @property
     def weight(self) -> float:
@@ -150,7 +153,8 @@ class Phases:
             scored = sum(path.is_file() for path in wanted)
             return scored / len(wanted), f"scored {scored}/{len(wanted)}"
 
-        return Phase("evaluation", "evaluating", self.plan.config_files("evaluate_tasks"), options, wanted, progress)
+        files = self.plan.config_files("evaluate_tasks")
+        return Phase("evaluation", "evaluating", files, options, wanted, progress, checks_itself=True)
 
     def _diffusion(self, number: int) -> Phase:
         run_dir = self._place(number) / "generator"

@@ -17,27 +17,29 @@
 ```
 
 ``tasks`` are learnt in this order; ``unseen`` ones are only scored. After the last task all are scored on spoilt images
-too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``,
-a task's own options win over the plan's. ``configs`` are overlays on ``train.json``. ``phases`` are options of what
-else a stage does, see ``phases.py``: ids of ``train_diffusion.json`` and ``generate.json``. ``variants`` are
-names that a comparison takes beside those of strategies. Only ``bundle`` and ``tasks`` must
-be given.
+too, see ``corruptions`` (``shared/data/corruption.py``). ``options`` are ids of the bundle's ``train.json``, a task's
+own options win over the plan's; those that scoring reads (grid, network) are the plan's alone. ``configs`` are overlays
+on ``train.json``. ``phases`` are options of what else a stage does, see ``phases.py``: ids of ``train_diffusion.json``
+and ``generate.json``. ``variants`` are names that a comparison takes beside those of strategies. Only ``bundle`` and
+``tasks`` must be given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shared.data.corruption import CORRUPTIONS
-from shared.data.decathlon import known_sites
-from shared.data.learn2reg import known_tasks
+from shared.data.decathlon import known_sites, read_site
+from shared.data.learn2reg import known_tasks, read_pairs
 from shared.data.sites import SEGMENTATION_SITES
 from shared.data.synthetic import REGISTRATION_TASKS
-from shared.errors import InputError
+from shared.errors import InputError, did_you_mean
 from shared.files import read_json
 
+from .plan_scoring import check_scoring
 from .planned import BUNDLES, PHASES, ROOT, Plan, Task, check_known, strategies
 
 __all__ = ["BUNDLES", "PLANS", "ROOT", "Plan", "Task", "check_data", "load_plan", "strategies"]
@@ -104,19 +106,51 @@ def _tasks(where: str, entries: Any, dataset_dir: str, ids: Sequence[str]) -> tu
     return tuple(tasks)
 
 
+def _without(given: Collection[str], tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Return the tasks without those options of their own that the caller gives for all."""
+    return tuple(replace(t, options={k: v for k, v in t.options.items() if k not in given}) for t in tasks)
+
+
 def check_data(plan: Plan) -> None:
-    """Look for every task's data; embedded tasks need none.
+    """Look for every task's data, in each split that the chain will read; embedded tasks need none.
 
     Raises:
-        InputError: a folder or a task that is not there; the near miss is named.
+        InputError: a folder, a task or a split that is not there, or a file that its JSON names; the near miss is
+            named.
     """
     embedded = SEGMENTATION_SITES if plan.segments else REGISTRATION_TASKS
     there = known_sites if plan.segments else known_tasks
     for task in plan.scored:
         known = list(dict.fromkeys([*there(task.dataset_dir), *embedded]))
         if task.task not in embedded and not Path(task.dataset_dir).is_dir():
-            raise InputError(f"{task.dataset_dir}: no such folder; expected the data of {task.task} (dataset_dir)")
+            raise InputError(
+                f"{task.dataset_dir}: no such folder; expected the data of task '{task.task}'"
+                f"{did_you_mean(task.task, embedded)} (dataset_dir)"
+            )
         check_known(task.dataset_dir, "no task", task.task, known)
+        if task.task not in embedded:
+            _check_splits(plan, task)
+
+
+def _check_splits(plan: Plan, task: Task) -> None:
+    """Read a task's lists as its runs will, hours before the last of them does."""
+    read = read_site if plan.segments else read_pairs
+    # Training validates what it learns, and the sharpness of a registration is measured on the validation pairs.
+    needed = [plan.split, "val"] if task in plan.tasks or not plan.segments else [plan.split]
+    failed: dict[str, InputError] = {}
+    for split in dict.fromkeys([*needed, "val", "test"]):
+        try:
+            read(task.dataset_dir, task.task, split)
+        except InputError as error:
+            failed[split] = error
+    missing = [split for split in needed if split in failed]
+    if missing:
+        there = [split for split in ("val", "test") if split not in failed]
+        advice = ", or --split val to score on what is there" if there == ["val"] else ""
+        raise InputError(
+            f"{failed[missing[0]]}; task {task.task} is scored on its {plan.split} split: found "
+            f"{' and '.join(there) or 'neither val nor test'}, expected {' and '.join(dict.fromkeys(needed))}{advice}"
+        )
 
 
 def _read(source: str | Path) -> tuple[str, Any]:
@@ -134,7 +168,8 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
 
     Args:
         source: JSON file, or the name of one of ``tools/plans``.
-        changes: win over the file: a key of the plan, or an option of the training config.
+        changes: win over the file: a key of the plan, or an option of the training config, which wins over the options
+            of single tasks too.
 
     Raises:
         InputError: an unknown key, bundle, strategy, option, overlay or task, each with the near miss.
@@ -152,23 +187,24 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         )
     bundle = str(content.get("bundle", "samcl"))
     check_known(where, "bundle", bundle, bundles)
-    configs = [content["configs"]] if isinstance(content.get("configs"), str) else list(content.get("configs", []))
+    configs = _names(where, "configs", content.get("configs", ()))
     overlays = sorted(p.stem for p in (BUNDLES / bundle / "configs").glob("*.json"))
     for overlay in configs:
         check_known(where, "config", overlay, overlays)
     strategy = str(content.get("strategy", bundle))
     check_known(where, "strategy", strategy, strategies(bundle))
     ids = _config_ids(bundle, configs)
-    options = _check_options(where, {**dict(content.get("options", {})), **changes}, ids)
+    options = {**_check_options(where, content.get("options", {}), ids), **_check_options(where, changes, ids)}
     dataset_dir = str(content.get("dataset_dir", BUNDLES / bundle / "data"))
-    tasks = _tasks(where, content.get("tasks", []), dataset_dir, ids)
+    given = {**(keys.get("options") or {}), **changes}
+    tasks = _without(given, _tasks(where, content.get("tasks", []), dataset_dir, ids))
     unseen = _tasks(where, content.get("unseen", []), dataset_dir, ids)
     names = [task.task for task in tasks + unseen]
     if not tasks or len(set(names)) < len(names):
         raise InputError(f"{where}: found tasks {names}, expected at least one, each once")
     split = str(content.get("split", "test"))
     check_known(where, "split", split, SPLITS)
-    corruptions = tuple(content.get("corruptions", ()))
+    corruptions = _names(where, "corruptions", content.get("corruptions", ()))
     for corruption in corruptions:
         check_known(where, "corruption", corruption, list(CORRUPTIONS))
     variants = _variants(where, content.get("variants", {}), bundle, configs)
@@ -180,14 +216,39 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
         unseen,
         _seeds(where, content),
         options,
-        tuple(configs),
+        configs,
         split,
         corruptions,
         variants,
         _phases(where, content.get("phases", {}), bundle, configs),
     )
+    if plan.corruptions and plan.segments:
+        raise InputError(
+            f"{where}: found corruptions {', '.join(plan.corruptions)} with the bundle {bundle}, expected none: "
+            "spoilt images are made for pairs of a registration alone"
+        )
+    _check_iterations(where, plan)
+    check_scoring(where, plan)
     check_data(plan)
     return plan
+
+
+def _check_iterations(where: str, plan: Plan) -> None:
+    """Budgets are matched and progress is told by them: they must be numbers before anything runs."""
+    found = [("", plan.scalar("iterations"))]
+    found += [(f", task {t.task}", t.options["iterations"]) for t in plan.tasks if "iterations" in t.options]
+    found += [(f", variant {name}", plan.variant(name).scalar("iterations")) for name in plan.variants]
+    for place, value in found:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{where}{place}: found iterations {value!r}, expected a whole number from 1 on")
+
+
+def _names(where: str, key: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names; a single one may stand for itself."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: found {key} {value!r}, expected a name or a list of names")
+    return tuple(names)
 
 
 def _variants(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -195,6 +256,10 @@ def _variants(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> 
     if not isinstance(entries, Mapping):
         raise InputError(f"{where}: found variants {entries!r}, expected an object of names")
     for name, content in entries.items():
+        if name in strategies(bundle) or Path(name).name != name:
+            raise InputError(
+                f"{where}: found a variant named {name!r}, expected the name of a folder that no strategy has"
+            )
         _check_keys(f"{where}, variant {name}", content, VARIANT_KEYS)
         check_known(f"{where}, variant {name}", "strategy", content.get("strategy", bundle), strategies(bundle))
         _check_options(f"{where}, variant {name}", content.get("options", {}), ids)
@@ -207,6 +272,8 @@ def _phases(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> di
     found = {}
     for phase, options in entries.items():
         name, is_overlay = PHASES[phase]
+        if not (BUNDLES / bundle / "configs" / f"{name}.json").is_file():
+            raise InputError(f"{where}: found phases {', '.join(entries)}, expected none: the bundle {bundle} has none")
         ids = _config_ids(bundle, [*(configs if is_overlay else ()), name])
         found[phase] = _check_options(f"{where}, phase {phase}", options, ids)
     return found
@@ -214,8 +281,9 @@ def _phases(where: str, entries: Any, bundle: str, configs: Sequence[str]) -> di
 
 def _seeds(where: str, content: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the seeds; a plain number n stands for 0 to n - 1."""
-    seeds = content.get("seeds", [0])
-    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
-    if not isinstance(seeds, Sequence) or not seeds or not all(isinstance(s, int) for s in seeds):
-        raise InputError(f"{where}: found seeds {seeds!r}, expected whole numbers, or how many")
+    given = content.get("seeds", [0])
+    seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+    whole = isinstance(seeds, list | tuple) and all(isinstance(s, int) and not isinstance(s, bool) for s in seeds)
+    if not whole or not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
+        raise InputError(f"{where}: found seeds {given!r}, expected different whole numbers from 0 on, or how many")
     return tuple(seeds)

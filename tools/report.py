@@ -111,7 +111,7 @@ def _lead(chains: Sequence[Chain], groups: Sequence[Group], metric: Metric) -> s
 
 
 def _footer(chains: Sequence[Chain]) -> str:
-    commits = dict.fromkeys(str(dict(c.settings.get("versions") or {}).get("commit") or "") for c in chains)
+    commits = dict.fromkeys(commit for chain in chains for commit in chain.versions.get("commit", []))
     made = f"; made with commit {escape(', '.join(filter(None, commits)))}" if any(commits) else ""
     return (
         f"Written by <code>python -m tools report</code>{made}. This file is complete in itself: nothing is loaded "

@@ -68,6 +68,16 @@ class Chain:
         return list(dict.fromkeys([*self.tasks, *scored]))
 
     @property
+    def versions(self) -> dict[str, list[str]]:
+        """Name of a program -> its versions: those that the chain began with, then others that it went on with."""
+        begun = self.settings.get("versions") or {}
+        found: dict[str, list[str]] = {}
+        for versions in [begun, *(v for record in self.records for v in record.get("versions") or [])]:
+            for name, value in versions.items():
+                found.setdefault(name, []).append("" if value is None else str(value))
+        return {name: list(dict.fromkeys(values)) for name, values in found.items()}
+
+    @property
     def kind(self) -> str:
         """``continued`` from task to task, ``pooled`` (one stage for all tasks) or ``separate`` (a model a task)."""
         return self.settings.get("kind") or ("continued" if len(self.stages) == len(self.tasks) else "pooled")
@@ -200,6 +210,11 @@ def read_chain(folder: str | Path) -> Chain:
         if not (folder / stage / "stage.json").is_file():
             break
         records.append(_object(folder / stage / "stage.json"))
+        versions = records[-1].get("versions", [])
+        if not isinstance(versions, list) or not all(isinstance(entry, Mapping) for entry in versions):
+            raise InputError(
+                f"{folder / stage / 'stage.json'}: found versions {versions!r}, expected a list of objects"
+            )
     summary = _object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     for key in ("metrics", "corrupted"):
         tables = summary.get(key) or {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .report_chains import Chain
-from .report_words import table_value
+from .report_words import ABSENT, table_value
 
 __all__ = ["Group", "group_chains"]
 
@@ -52,7 +52,7 @@ def _traits(chain: Chain) -> dict[str, str]:
         "plan": re.sub(r"[-_ ]*seed[-_ ]*\d+$", "", chain.settings["name"]),
         "bundle": chain.settings["bundle"],
         "split": table_value(chain.settings.get("split")),
-        "configs": table_value(chain.settings.get("configs")),
+        **{key: table_value(chain.settings.get(key)) for key in ("configs", "phases", "corruptions")},
         "order": " \N{RIGHTWARDS ARROW} ".join(chain.tasks),
         "unseen": table_value(chain.columns[len(chain.tasks) :]),
         "contents of the configs": table_value(chain.settings.get("config_files")),
@@ -61,6 +61,10 @@ def _traits(chain: Chain) -> dict[str, str]:
     }
     options = chain.settings.get("options") or {}
     return traits | {str(k): table_value(v) for k, v in dict(options).items() if k != "seed"}
+
+
+def _note(key: str, value: str) -> str:
+    return f"without {key}" if value == ABSENT else f"{key} {value}" if value else f"{key} as configured"
 
 
 def group_chains(chains: Sequence[Chain]) -> list[Group]:
@@ -74,7 +78,7 @@ def group_chains(chains: Sequence[Chain]) -> list[Group]:
     for values, members in groups.items():
         rivals = [v for v in groups if v[0] == values[0]]
         differs = [i for i in range(1, len(keys)) if len({v[i] for v in rivals}) > 1]
-        notes = [f"{keys[i]} {values[i]}" if values[i] else f"{keys[i]} as configured" for i in differs]
+        notes = [_note(keys[i], values[i]) for i in differs]
         label = f"{values[0]} ({', '.join(notes)})" if notes else values[0]
         found.append(Group(label, sorted(members, key=lambda c: c.settings["seed"])))
     return found

@@ -20,6 +20,8 @@ __all__ = ["pictures", "settings", "training"]
 # Beyond this many pictures each is made smaller, so that the page can still be sent by e-mail.
 MANY_PICTURES = 24
 MANY_LINES = 8
+# Keys of chain.json that are settings of one value, or few.
+FACTS = ("name", "bundle", "strategy", "seed", "split", "configs", "phases", "corruptions", "threads")
 
 
 def _course(chain: Chain) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[tuple[float, str], ...]]:
@@ -133,15 +135,14 @@ def pictures(groups: Sequence[Group]) -> str:
 def _facts(chain: Chain) -> dict[str, str]:
     """Return every setting of a chain as text."""
     known = chain.settings
-    facts = {key: table_value(known.get(key)) for key in ("name", "bundle", "strategy", "seed", "split", "configs")}
+    facts = {key: table_value(known.get(key)) for key in FACTS}
     for place, task in enumerate(known["tasks"], 1):
         parts = [task["task"], table_value(task.get("dataset_dir")), table_value(task.get("options") or None)]
         facts[f"task {place}"] = ", ".join(p for p in parts if p != ABSENT)
     if unseen := chain.columns[len(chain.tasks) :]:
         facts["scored only"] = table_value(unseen)
-    for title, key in (("option", "options"), ("version", "versions")):
-        content = known.get(key)
-        facts |= {f"{title} {k}": table_value(v) for k, v in (content.items() if isinstance(content, dict) else ())}
+    for title, content in (("option", known.get("options")), ("version", chain.versions)):
+        facts |= {f"{title} {k}": table_value(v) for k, v in (content or {}).items()}
     return facts | {"folder": str(chain.folder)}
 
 

@@ -25,7 +25,10 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def _mean(rows: Iterable[Mapping[str, str]], column: str) -> float:
-    values = np.array([float(row[column]) for row in rows if row.get(column)], dtype=np.float64)
+    return _finite_mean(np.array([float(row[column]) for row in rows if row.get(column)], dtype=np.float64))
+
+
+def _finite_mean(values: np.ndarray) -> float:
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else math.nan
 
@@ -46,12 +49,13 @@ def score_matrices(
     """Return metric -> row name -> mean score on each task, NaN where a metric does not apply.
 
     Registration is scored before it too: its first row holds the pairs as they came, what a network without any
-    training (the identity) leaves. Metrics without a column in the cases are left out.
+    training (the identity) leaves. Metrics without a column in any case are left out; some tasks have labels, others
+    landmarks.
     """
     by_place: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for row in cases:
         by_place.setdefault((row["stage"], row["task"]), []).append(row)
-    columns = set(cases[0]) if cases else set(METRICS)
+    columns = {column for row in cases for column in row} if cases else set(METRICS)
     matrices = {}
     for metric in [m for m in METRICS if m in columns]:
         rows = {}
@@ -82,7 +86,7 @@ def _measures(rows: Mapping[str, Sequence[float]], better: bool, learnt: int, ki
         # One stage for all tasks: the unseen ones come after those that it learnt.
         return {
             **continual.summary(scores[:, :learnt], baseline[:learnt], None, better, trained),
-            "unseen_average": float(np.nanmean(scores[-1, learnt:])) if scores.shape[1] > learnt else math.nan,
+            "unseen_average": _finite_mean(scores[-1, learnt:]),
         }
     return continual.summary(scores, baseline, None, better, trained)
 

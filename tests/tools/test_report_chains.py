@@ -141,6 +141,32 @@ def test_same_strategy_with_other_options_is_another_group(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "note"),
+    [
+        ("phases", {"diffusion": {"iterations": 300}}, "phases diffusion: iterations: 300"),
+        ("corruptions", ["noise", "blur"], "corruptions noise, blur"),
+    ],
+)
+def test_other_phases_or_corruptions_are_another_experiment_not_another_seed(tmp_path, key, value, note):
+    a = write_chain(tmp_path / "a", seed=0, tasks=TASKS[:1], **{key: value})
+    b = write_chain(tmp_path / "b", seed=1, tasks=TASKS[:1], **{key: [] if key == "corruptions" else {}})
+    c = write_chain(tmp_path / "c", seed=2, tasks=TASKS[:1])  # of before there were any
+    labels = {row[0][1]: row[1][1] for row in Page(report(a, b, c)).table("strategy")[1:]}
+    assert labels == {f"samcl ({note})": "1", f"samcl (without {key})": "2"}
+
+
+def test_the_settings_list_phases_corruptions_threads_and_every_version(tmp_path):
+    more = {"phases": {"replay": {"count": 5}}, "corruptions": ["noise"], "threads": 3}
+    folder = write_chain(tmp_path / "chain", tasks=TASKS[:2], **more)
+    change(folder / "02_synth_abdomen_ct" / "stage.json", versions=[{"commit": "abc1234", "torch": "2.13.0"}])
+    text = Page(report(folder)).text
+    for fact in ("phases replay: count: 5", "corruptions noise", "threads 3", "version torch 2.13.0"):
+        assert fact in text, fact
+    assert "version commit 166e428, abc1234" in text
+    assert "made with commit 166e428, abc1234" in text
+
+
 def test_folder_given_twice_counts_once(tmp_path):
     folder = write_chain(tmp_path / "chain", tasks=TASKS[:1])
     assert "side by side" not in Page(report(folder, folder / ".." / "chain")).text

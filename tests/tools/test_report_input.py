@@ -50,6 +50,7 @@ BAD = {
     "binary": (lambda f: (f / "cases.csv").write_bytes(b"\xff\xfe\x00"), r"cases\.csv: cannot be read"),
     "curve": (rewrite("01_synth_brain_mr/run/metrics.csv", "iteration", "step"), r"metrics\.csv: found columns"),
     "stage": (lambda f: (f / "01_synth_brain_mr" / "stage.json").write_text("3"), r"stage\.json: found int, expected"),
+    "versions": (lambda f: change(f / "01_synth_brain_mr" / "stage.json", versions={}), "found versions {}, expected"),
     "picture": (lambda f: (f / PICTURE).write_bytes(b"\x89PNG"), r"example\.png: cannot be read as a picture"),
 }  # fmt: skip
 
