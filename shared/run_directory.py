@@ -17,7 +17,22 @@ from .errors import InputError
 from .files import load_tensors, read_json, save_json, save_tensors, sole_owner, writable_dir
 from .settings import differences
 
-__all__ = ["RunDirectory"]
+__all__ = ["RunDirectory", "checkpoint_count"]
+
+
+def checkpoint_count(iterations: int, interval: int) -> int:
+    """Return how many checkpoints a run gets, about one each ``interval`` iterations, of equal lengths where possible.
+
+    The count divides ``iterations``, so that none is left out: the divisor nearest to ``iterations / interval``, if it
+    is within a factor of 2 of that; else the rounded number, and the run ends some iterations early.
+
+    Args:
+        iterations: of the run.
+        interval: wanted from one checkpoint to the next.
+    """
+    wanted = iterations / interval
+    near = [n for n in range(1, iterations + 1) if iterations % n == 0 and wanted / 2 <= n <= 2 * wanted]
+    return min(near, key=lambda n: (abs(n - wanted), -n)) if near else max(1, round(wanted))
 
 
 class RunDirectory:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["extend_basis", "input_columns", "project_conflict", "project_out"]
+__all__ = ["check_convolution", "extend_basis", "input_columns", "project_conflict", "project_out"]
 
 # Directions with less than this share of the inputs' energy are rounding noise of float32 values.
 NOISE = 1e-12
@@ -24,6 +24,13 @@ def project_conflict(gradients: Sequence[Tensor], reference: Sequence[Tensor]) -
     square = torch.stack([r.square().sum() for r in reference]).sum()
     factor = product.clamp_max(0) / square.clamp_min(torch.finfo(square.dtype).tiny)
     return list(torch._foreach_sub(list(gradients), torch._foreach_mul(list(reference), factor)))
+
+
+def check_convolution(convolution: nn.Module) -> None:
+    """Raise ValueError unless :func:`input_columns` can tell what a convolution's kernel meets."""
+    conv: nn.modules.conv._ConvNd = convolution  # type: ignore[assignment]
+    if conv.groups != 1 or set(conv.dilation) != {1} or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(f"found {conv}, expected a convolution without groups and dilation, padded with zeros")
 
 
 @torch.no_grad()
@@ -43,8 +50,7 @@ def input_columns(image: Tensor, convolution: nn.Module, count: int, generator: 
         ValueError: groups, dilation, or padding other than zeros.
     """
     conv: nn.modules.conv._ConvNd = convolution  # type: ignore[assignment]
-    if conv.groups != 1 or set(conv.dilation) != {1} or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ValueError(f"found {conv}, expected a convolution without groups and dilation, padded with zeros")
+    check_convolution(conv)
     dims = image.ndim - 2
     patches = image.float().movedim(1, 0)  # (C, B, *S)
     if not conv.transposed:

@@ -76,13 +76,14 @@ class StrategyHooks(TrainerHooks):
 
         Another strategy's run gives its weights alone to what this one knows.
         """
-        self._check_world(state, previous)
         strategy = self.strategy
         if state["strategy_name"] == type(strategy).__name__:
             strategy.load_state_dict(state["strategy"])
         else:
             self._start_strategy(f"a run of {state['strategy_name']}")
-        if strategy.memory is not None and previous.memory.is_dir():
+        # Looked for by the first process's: a run of fewer processes has no folder for the others.
+        if strategy.memory is not None and (previous.path / "memory" / "rank0").is_dir():
+            self._check_world(state, previous)
             index = previous.memory_index(state["iteration"])
             strategy.memory.load(previous.memory, index, keep_folder=False)
 

@@ -7,7 +7,7 @@ import torch
 
 from shared.errors import InputError
 from shared.files import read_json
-from shared.run_directory import RunDirectory
+from shared.run_directory import RunDirectory, checkpoint_count
 
 SETTINGS = {"task": "a", "rates": {"lr": 1e-3, "betas": (0.9, 0.999)}, "init_from": None, "size": [8, 8, 8]}
 
@@ -102,3 +102,22 @@ def test_a_run_dir_below_a_file_is_refused(tmp_path):
     (tmp_path / "plain").write_text("x")
     with pytest.raises(InputError, match="plain/run: cannot be written"):
         RunDirectory(tmp_path / "plain" / "run")
+
+
+@pytest.mark.parametrize(
+    ("iterations", "interval", "count"),
+    [(300, 25, 12), (600, 25, 24), (1200, 25, 48), (25000, 25, 1000), (1200, 50, 24), (1500, 50, 30), (600, 100, 6)],
+)
+def test_round_numbers_of_iterations_get_a_checkpoint_each_interval(iterations, interval, count):
+    assert checkpoint_count(iterations, interval) == count == round(iterations / interval)
+
+
+@pytest.mark.parametrize(("iterations", "count"), [(480, 20), (150, 6), (75, 3), (1, 1), (4, 1), (20, 1), (200, 8)])
+def test_no_iteration_is_left_out_where_a_divisor_is_near(iterations, count):
+    assert checkpoint_count(iterations, 25) == count
+    assert iterations % count == 0
+
+
+def test_without_a_divisor_near_the_number_is_rounded():
+    assert checkpoint_count(997, 25) == 40  # a prime
+    assert checkpoint_count(7, 25) == 1

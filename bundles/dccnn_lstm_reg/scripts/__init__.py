@@ -17,6 +17,7 @@ from shared.host_past import EmbeddedPairs
 from shared.host_run import HostRun
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
+from shared.run_directory import checkpoint_count
 from shared.scoring import evaluate_tasks
 from shared.weights import load_weights
 
@@ -42,6 +43,7 @@ __all__ = [
     "SymmetricObjective",
     "TrainingLog",
     "atlas_choices",
+    "checkpoint_count",
     "evaluate_tasks",
     "export_network",
     "load_pairs",

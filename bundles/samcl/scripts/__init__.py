@@ -15,6 +15,7 @@ from shared.handlers import TrainingLog
 from shared.host_run import HostRun
 from shared.inference import register_files
 from shared.networks import SymmetricCascade
+from shared.run_directory import checkpoint_count
 from shared.scoring import evaluate_tasks
 from shared.weights import load_weights
 
@@ -63,6 +64,7 @@ __all__ = [
     "TwoLevelSAMCL",
     "VelocityInferer",
     "atlas_choices",
+    "checkpoint_count",
     "evaluate_tasks",
     "export_network",
     "joint_name",

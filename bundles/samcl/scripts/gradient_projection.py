@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from shared.continual import extend_basis, input_columns, knows_nothing, project_out
+from shared.continual import check_convolution, extend_basis, input_columns, knows_nothing, project_out
 from shared.data.pairs import Sample, stack_pairs
 from shared.distributed import from_first_rank
 from shared.networks.convolution import Conv3
@@ -51,13 +51,17 @@ class GPM(Strategy):
         """Move the bases to the network's device.
 
         Raises:
-            ValueError: the network has weights that are no convolution's.
+            ValueError: the network has weights that are no convolution's, or a convolution with groups, dilation, or
+                another padding than zeros.
         """
         network = unwrap(trainer.network)
         covered = {id(c.weight) for _, group in _convolutions(network) for c in group}
         other = [k for k, w in trainable(network).items() if w.ndim > 1 and id(w) not in covered]
         if other:
             raise ValueError(f"found weights {other}, expected a network of convolutions for GPM")
+        for _, group in _convolutions(network):
+            for convolution in group:
+                check_convolution(convolution)
         self.bases = {k: v.to(trainer.state.device) for k, v in self.bases.items()}
 
     def start_from(self, weights: Mapping[str, Tensor]) -> str:

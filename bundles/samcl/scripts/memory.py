@@ -45,7 +45,8 @@ class ReservoirMemory(TaskHooks):
 
     Args:
         capacity: most pairs kept.
-        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM; threads read them.
+        on_disk: read pairs from ``folder`` at every draw instead of holding them in RAM; threads read them. Without a
+            folder, before the first :meth:`save`, they are in RAM.
 
     Raises:
         ValueError: a capacity below 1, or an ``on_disk`` that is neither True nor False.
@@ -84,9 +85,11 @@ class ReservoirMemory(TaskHooks):
             if slot >= self.capacity:
                 return False
         kept = compact(sample)
-        if self.on_disk:
+        # Offered before a run has begun, pairs have no folder yet: the first save writes them.
+        to_disk = self.on_disk and self.folder is not None
+        if to_disk:
             self._write(number, kept)
-        entry = (number, None if self.on_disk else kept)
+        entry = (number, None if to_disk else kept)
         if slot == len(self._slots):
             self._slots.append(entry)
         else:

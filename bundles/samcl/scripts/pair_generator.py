@@ -28,6 +28,7 @@ from shared.diffusion import (
 )
 from shared.errors import InputError
 from shared.handlers import TrainingLog
+from shared.run_directory import checkpoint_count
 
 from .pair_code import PairCode, labels_of
 
@@ -157,7 +158,7 @@ class PairGenerator:
         Raises:
             InputError: as the trainer and ``prepare_generator``.
         """
-        checkpoints = max(1, round(self.iterations / 100))
+        checkpoints = checkpoint_count(self.iterations, 100)
         with _own_randomness(device, sample_seed(seed, task, 0)):
             model = prepare_generator(self._model(dataset), task, init_from, self.later_tasks).to(device)
             groups = parameter_groups(model, self.learning_rate, self.prompt_learning_rate)

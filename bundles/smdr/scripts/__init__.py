@@ -19,6 +19,7 @@ from shared.distributed import local_device, start_processes, stop_processes
 from shared.errors import report_input_errors
 from shared.handlers import TrainingLog
 from shared.host_run import HostRun
+from shared.run_directory import checkpoint_count
 from shared.weights import load_weights
 
 from .assessment import assess_replay, sample_sheet
@@ -68,6 +69,7 @@ __all__ = [
     "VolumeDataset",
     "assess_replay",
     "check_private",
+    "checkpoint_count",
     "choose_labels",
     "evaluate_tasks",
     "first_or_later",

@@ -356,6 +356,15 @@ def test_a_network_with_other_weights_is_refused(tmp_path):
         trainer.run()
 
 
+@pytest.mark.parametrize("option", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect", "padding": 1}])
+def test_a_convolution_that_has_no_columns_is_refused_before_the_task(tmp_path, option):
+    network = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3, **option), torch.nn.Conv3d(4, 3, 1))
+    trainer = make_trainer(tmp_path, GPM(), network=network, optimizer=torch.optim.Adam(network.parameters(), lr=1e-3))
+    with pytest.raises(ValueError, match="expected a convolution without groups and dilation, padded with zeros"):
+        trainer.run()
+    assert trainer.passes == 0
+
+
 def test_plain_convolutions_have_bases_too(tmp_path):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(4, 3, 1))

@@ -17,10 +17,10 @@ def past(tmp_path):
     (tmp_path / "models").mkdir()
     save_tensors(tmp_path / "models" / "model.pt", {"weight": torch.zeros(3)})
 
-    def make(data, size=(8, 8, 8), capacity=200):
+    def make(data, size=(8, 8, 8), capacity=200, on_disk=False):
         host = HostRun(data, tmp_path, "task", rehearses=True)
         where = {"host": host, "folder": tmp_path / "past", "tasks": TASKS, "options": {"spatial_size": size}}
-        return EmbeddedPast(ReservoirMemory(capacity), images=2, **where)
+        return EmbeddedPast(ReservoirMemory(capacity, on_disk), images=2, **where)
 
     return make
 
@@ -34,6 +34,17 @@ def test_weights_without_a_memory_get_pairs_of_what_they_learnt(past, capsys):
     assert drawn[0]["fixed_image"].shape == (1, 8, 8, 8)
     assert filled.memory.seen == 2400
     assert "rehearsed are 4 pairs" in capsys.readouterr().out
+
+
+def test_a_memory_on_disk_is_filled_before_it_has_a_folder(past, tmp_path):
+    in_ram, on_disk = past(CASES), past(CASES, on_disk=True)
+    for filled in (in_ram, on_disk):
+        filled.fill()
+    assert on_disk.memory.nbytes > 0
+    index = on_disk.memory.save(tmp_path / "memory")
+    assert len(list((tmp_path / "memory").glob("pair_*.npz"))) == len(index["numbers"]) == 4
+    drawn = [filled.memory.draw(4, torch.Generator().manual_seed(0)) for filled in (in_ram, on_disk)]
+    assert all(torch.equal(a["fixed_image"], b["fixed_image"]) for a, b in zip(*drawn, strict=True))
 
 
 def test_a_small_memory_is_not_overfilled(past):

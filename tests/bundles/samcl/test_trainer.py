@@ -11,7 +11,7 @@ import torch
 from bundles.samcl.scripts.memory import ReservoirMemory
 from bundles.samcl.scripts.strategies import AGEM, ER, SAMCL, Sequential
 from shared.errors import InputError
-from shared.files import load_tensors
+from shared.files import load_tensors, save_tensors
 from shared.handlers import TrainingLog
 from shared.trainer_checkpoint import restore
 from tests.bundles.samcl.tiny import make_network, make_trainer
@@ -220,3 +220,15 @@ def test_another_number_of_processes_is_refused(tmp_path):
     trainer.run()
     with pytest.raises(InputError, match=r"first: found a run of 2 processes.*as many as now, 1"):
         make_trainer(tmp_path / "second", init_from=tmp_path / "first").run()
+
+
+def test_a_run_of_other_processes_is_refused_for_its_memory_alone(tmp_path):
+    """What it learnt itself is the same on all of its processes."""
+    for name, strategy in (("without", Sequential()), ("with", SAMCL(ReservoirMemory(3)))):
+        make_trainer(tmp_path / name, strategy).run()
+        state = load_tensors(tmp_path / name / "state.pt")
+        save_tensors(tmp_path / name / "state.pt", {**state, "world": 2})
+    options = {"dataset": TinyPairs(seed=1), "task": "next"}
+    make_trainer(tmp_path / "next", init_from=tmp_path / "without", **options).run()
+    with pytest.raises(InputError, match="found a run of 2 processes, each with a memory of its own"):
+        make_trainer(tmp_path / "other", init_from=tmp_path / "with", **options).run()
