@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -252,6 +253,36 @@ def test_masks_that_do_not_meet_after_the_alignment_are_refused(tmp_path):
     write_nifti(files["moving_mask"], corner, plain_grid((96, 96), 1.0))
     with pytest.raises(InputError, match="the masks leave nothing in common where the images overlap"):
         register(**files, out=tmp_path / "out", optimise=3)
+
+
+def slide(size=128) -> np.ndarray:
+    """Return a round piece of tissue of many grey values on white, as a microscope shows it."""
+    away = np.hypot(*(np.mgrid[:size, :size] - size / 2))
+    tissue = gaussian_filter(np.random.default_rng(3).standard_normal((size, size)), 1.0)
+    tissue = 20 + 200 * (tissue - tissue.min()) / np.ptp(tissue)
+    return np.where(away < 0.2 * size, tissue, 255).astype(np.uint8)
+
+
+def test_images_on_a_bright_background_are_images(tmp_path):
+    write_nifti(tmp_path / "fixed.nii.gz", slide(), plain_grid((128, 128), 1.0))
+    write_nifti(tmp_path / "moving.nii.gz", np.roll(slide(), 3, 0), plain_grid((128, 128), 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        result = register(tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out")
+    assert result["scores"]["correlation"] > 0.9
+
+
+@pytest.mark.parametrize("values", [100, 200])
+def test_what_looks_like_labels_is_refused_and_with_many_values_warned_about(tmp_path, values):
+    blocks = np.arange(225).reshape(15, 15).clip(max=values - 1).repeat(6, 0).repeat(6, 1).astype(np.int16)
+    write_nifti(tmp_path / "a.nii.gz", blocks, plain_grid(blocks.shape, 1.0))
+    files = (tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", tmp_path / "out")
+    if values > 128:
+        with pytest.warns(UserWarning, match=r"a\.nii\.gz: looks like a label map \(200 whole values\); it is taken"):
+            register(*files, init="none", optimise=0)
+    else:
+        with pytest.raises(InputError, match=r"a\.nii\.gz: looks like a label map \(100 whole values\), expected an"):
+            register(*files, init="none", optimise=0)
 
 
 @pytest.mark.parametrize("init", ["centre", "rigid"])
