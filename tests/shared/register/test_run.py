@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from pathlib import Path
 
@@ -360,6 +361,29 @@ def test_a_network_gives_the_start(tmp_path):
     points = pair.points(9)
     reached = read_transform(tmp_path / "b" / "transform.h5", 2).move(points)
     assert float((reached - truth.move(points)).norm(dim=1).max()) < 1e-3
+
+
+def test_the_start_and_the_optimisation_share_one_time_limit(tmp_path):
+    known_pair(tmp_path, 2)
+
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        time.sleep(1.0)
+        return torch.zeros(1, 2, 24, 20)
+
+    result = register(
+        tmp_path / "fixed.nii.gz",
+        tmp_path / "moving.nii.gz",
+        tmp_path / "out",
+        init="none",
+        time_limit=1.0,
+        network=NetworkField(slow, (24, 20)),
+    )
+    assert "stopped by the time limit" in result["log"]
+    assert not any(" iterations (" in line for line in result["log"])
+    fitted = register(
+        tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", init="rigid", time_limit=0, optimise=0
+    )
+    assert fitted["log"][0].endswith("; stopped by the time limit)")
 
 
 def test_other_formats(tmp_path):
