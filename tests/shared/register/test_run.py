@@ -17,6 +17,7 @@ from shared.data.images import read_voxels
 from shared.errors import InputError
 from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
+from shared.register.write import WRITTEN
 from shared.transform_io import (
     Grid,
     Transform,
@@ -32,19 +33,6 @@ from tests.itk_peer import itk_points, itk_transform, itk_warped
 from tests.shared.register.pairs import known_pair, plain_grid, structured, write_points
 
 IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data"
-WRITTEN = {
-    "affine.txt",
-    "fixed_points_in_moving.csv",
-    "inverse_transform.h5",
-    "inverse_transform.nii.gz",
-    "metrics.json",
-    "qc.png",
-    "transform.h5",
-    "transform.nii.gz",
-    "warped.nii.gz",
-    "warped_label.nii.gz",
-    "warped_points.csv",
-}
 
 
 @pytest.fixture(scope="module", params=[3, 2], ids=["3D", "2D"])
@@ -71,7 +59,7 @@ def done(request, tmp_path_factory):
 
 def test_everything_is_written_and_better_than_before(done):
     folder, _, _, result = done
-    assert {path.name for path in (folder / "out").iterdir()} == WRITTEN
+    assert {path.name for path in (folder / "out").iterdir()} == set(WRITTEN)
     assert json.loads((folder / "out" / "metrics.json").read_text()) == result
     scores = result["scores"]
     assert scores["similarity"] > scores["similarity_before"] + 0.02
@@ -144,6 +132,26 @@ def test_the_picture_has_its_size(done):
     assert width == 1754
     assert abs(height - {3: 523, 2: 328}[pair.dims]) <= 2
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+
+
+def test_files_of_an_earlier_run_do_not_stay(tmp_path, monkeypatch):
+    known_pair(tmp_path, 2)
+    out, files = tmp_path / "out", (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
+    register(*files, out, init="none", optimise=0, moving_label=tmp_path / "moving_label.nii.gz")
+    (out / "notes.txt").write_text("mine")
+    (out / "warped_points.csv").write_text("x,y\n1,2\n")
+    others = {"warped_label.nii.gz", "warped_points.csv", "fixed_points_in_moving.csv"}
+    register(*files, out, init="none", optimise=0)
+    assert {path.name for path in out.iterdir()} == {"notes.txt", *WRITTEN} - others
+
+    def broken(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    # What ends half-way leaves no scores beside files that they do not belong to.
+    monkeypatch.setattr("shared.register.run.write_transform", broken)
+    with pytest.raises(OSError, match="no space"):
+        register(*files, out, init="none", optimise=0)
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "warped.nii.gz"}
 
 
 def test_points_outside_are_kept_and_counted(tmp_path):
