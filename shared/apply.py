@@ -123,13 +123,18 @@ def _is_whole(voxels: np.ndarray) -> bool:
 
 
 def looks_like_labels(voxels: np.ndarray) -> bool:
-    """Whether voxels are whole numbers of few values, or mostly equal to their neighbours where they are not dark."""
+    """Whether voxels are whole numbers of few values, or mostly equal to their neighbours outside of the background.
+
+    The background is the most frequent value, dark or bright.
+    """
     if not _is_whole(voxels):
         return False
-    if len(np.unique(voxels.ravel()[:: max(1, voxels.size // 500_000)])) <= _FEW_VALUES:
+    values, counts = np.unique(voxels.ravel()[:: max(1, voxels.size // 500_000)], return_counts=True)
+    if len(values) <= _FEW_VALUES:
         return True
+    background = values[counts.argmax()]
     one, next_one = voxels[1:], voxels[:-1]
-    inside = (one != voxels.min()) | (next_one != voxels.min())
+    inside = (one != background) | (next_one != background)
     return bool((one == next_one)[inside].mean() > _SHARED)
 
 

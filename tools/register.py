@@ -124,7 +124,7 @@ def register(
             file.
         motion: within one patient (stiffer), between patients, or auto.
         optimise: most iterations a level; 0 leaves the optimisation out.
-        time_limit: seconds after which the optimisation takes no further step.
+        time_limit: seconds after which the start and the optimisation take no further step; the log says so.
         guide: labels, points or both pull at the registration too; by default they are only scored.
         modality: ct, mr or auto; or of each: fixed,moving.
         frame: of a time series, from 0; or of each: fixed,moving.

@@ -76,11 +76,15 @@ class _Run:
         self.levels: list[LevelLog] = []
         self.seconds: dict[str, float] = {}
         self.multimodal = False
+        self.cut_short = False
         self.began = self.lapped = time.monotonic()
 
     def out_of_time(self) -> bool:
+        """Whether to take no further step; where one was to be taken, the run is cut short."""
         limit = self.settings.time_limit
-        return limit is not None and time.monotonic() - self.began >= limit
+        over = limit is not None and time.monotonic() - self.began >= limit
+        self.cut_short |= over
+        return over
 
     def lap(self, part: str) -> None:
         now = time.monotonic()
@@ -222,7 +226,7 @@ class _Run:
             moving_grid=grids[1],
             fold_percent=folds,
             kept_start=kept_start,
-            stopped=self.levels[-1].stopped if self.levels else "time limit",
+            stopped="time limit" if self.cut_short or not self.levels else self.levels[-1].stopped,
             levels=self.levels,
             messages=self.messages,
             seconds=self.seconds,

@@ -49,7 +49,7 @@ class OptimiseResult:
         moving_grid: lattice of the moving image.
         fold_percent: share of the fixed voxels where ``ddf`` folds.
         kept_start: True where the optimisation was thrown away because it ended worse than it began.
-        stopped: why the last level stopped.
+        stopped: "time limit" where that cut anything short, else why the last level stopped.
         levels: what each did.
         messages: decisions and checks in words, in order.
         seconds: wall time of each part.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ __all__ = ["Files", "Pair", "Side", "read_pair", "read_side"]
 
 # No atlas tells so many structures apart; an image given as a label map has more.
 _MOST_LABELS = 2000
+# What looks like a label map and has no more values is one; images of large flat areas have more.
+_SURELY_LABELS = 128
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,7 @@ def read_side(files: Files, role: str, dims: int | None) -> Side:
     path = existing(files.image, f"{role} image")
     voxels, grid = read_voxels(path, dims, files.frame)
     if voxels.min() >= 0 and looks_like_labels(voxels) and voxels.min() < voxels.max():
-        raise InputError(
-            f"{path}: looks like a label map ({len(np.unique(voxels))} whole values), expected an image of "
-            f"intensities; a label map goes with --{role}_label"
-        )
+        _doubt(path, role, len(np.unique(voxels)))
     side = Side(path.name, check_intensities(path, to_tensor(voxels).float())[None, None], grid)
     label = _read_label(files.label, grid) if files.label is not None else None
     mask = _read_mask(files.mask, grid) if files.mask is not None else None
@@ -125,6 +125,14 @@ def read_side(files: Files, role: str, dims: int | None) -> Side:
     world = points.world(grid)
     outside = int((~grid.holds(grid.to_voxels(world))).sum())
     return replace(side, points=points, world=world, outside=outside)
+
+
+def _doubt(path: Path, role: str, values: int) -> None:
+    """Refuse what looks like a label map where an image is expected; an image is possible where it has many values."""
+    said = f"{path}: looks like a label map ({values} whole values)"
+    if values <= _SURELY_LABELS:
+        raise InputError(f"{said}, expected an image of intensities; a label map goes with --{role}_label")
+    warnings.warn(f"{said}; it is taken for an image of intensities", stacklevel=4)
 
 
 def _read_label(label: str | Path, grid: Grid) -> np.ndarray:

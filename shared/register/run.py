@@ -24,7 +24,7 @@ from .memory import check_memory, thinned
 from .report import draw, plain, remarks, scored, scored_labels
 from .search import Found, search
 from .start import NetworkField
-from .write import pulled, storable_inverse, storable_label, write_points, write_whole
+from .write import pulled, remove_earlier, storable_inverse, storable_label, write_points, write_whole
 
 __all__ = ["GUIDES", "register"]
 
@@ -179,7 +179,7 @@ def register(
 def _write(
     folder: Path, pairs: tuple[Pair, Pair], found: Found, about: dict[str, Any], progress: bool
 ) -> dict[str, Any]:
-    """Write all files, ``metrics.json`` last; returns its content.
+    """Write all files, ``metrics.json`` last, in the place of an earlier run's; returns its content.
 
     Args:
         folder: where.
@@ -191,6 +191,7 @@ def _write(
     pair, (grid, back) = pairs[0], (side.grid for side in (pairs[1].fixed, pairs[1].moving))
     fixed, moving, transform = pair.fixed, pair.moving, found.transform
     began = time.monotonic()
+    remove_earlier(folder)
     form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     with tqdm(desc="write", total=5, disable=not progress, bar_format=form) as bar:
         warped = pulled(moving.image[0, 0].numpy(), transform, fixed.grid, moving.grid, "linear")

@@ -83,6 +83,9 @@ def search(
         return _without_optimisation(pair, matrix, given, messages, seconds)
     if start is not None:
         settings = replace(settings, alignment="identity")
+    if settings.time_limit is not None:
+        # One limit for all: what the start and the network took is gone.
+        settings = replace(settings, time_limit=max(0.0, settings.time_limit - (time.monotonic() - began)))
     guides = _guides(pair, guide, device, given)
     images = (pair.fixed.image.to(device), pair.moving.image.to(device))
     grids = (pair.fixed.grid, pair.moving.placed(matrix).grid)

@@ -91,8 +91,9 @@ def _fitted(pair: Pair, settings: OptimiseSettings, device: torch.device | str) 
     """Return the alignment alone, of an optimisation without a single iteration."""
     images = (pair.fixed.image.to(device), pair.moving.image.to(device))
     masks = Guides(*(side.mask.to(device) if side.mask is not None else None for side in (pair.fixed, pair.moving)))
-    alignment = optimise(*images, pair.fixed.grid, pair.moving.grid, settings=settings, guides=masks).alignment
-    return Start(alignment.matrix, None, f"{alignment.kind} ({alignment.note})")
+    result = optimise(*images, pair.fixed.grid, pair.moving.grid, settings=settings, guides=masks)
+    alignment, cut = result.alignment, "; stopped by the time limit" if result.stopped == "time limit" else ""
+    return Start(alignment.matrix, None, f"{alignment.kind} ({alignment.note}{cut})")
 
 
 def _from_file(path: Path, pair: Pair) -> Start:

@@ -21,11 +21,31 @@ from ..transform_io import (
 )
 from .inputs import Side
 
-__all__ = ["pulled", "storable_inverse", "storable_label", "write_points", "write_whole"]
+__all__ = ["WRITTEN", "pulled", "remove_earlier", "storable_inverse", "storable_label", "write_points", "write_whole"]
 
+# All files of a registration; those of labels and points are not written by every one.
+WRITTEN = (
+    "metrics.json",
+    "warped.nii.gz",
+    "transform.h5",
+    "transform.nii.gz",
+    "inverse_transform.h5",
+    "inverse_transform.nii.gz",
+    "affine.txt",
+    "warped_label.nii.gz",
+    "warped_points.csv",
+    "fixed_points_in_moving.csv",
+    "qc.png",
+)
 # Voxels of the fixed grid that an image is pulled to at once.
 _AT_ONCE = 4_000_000
 _MOST_VOXELS = 4_000_000
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove what an earlier registration wrote, ``metrics.json`` first: where it is, all files belong together."""
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
 
 
 def pulled(voxels: np.ndarray, transform: Transform, fixed: Grid, moving: Grid, interpolation: str) -> np.ndarray:

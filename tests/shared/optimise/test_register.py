@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +135,28 @@ def test_a_time_limit_is_kept_and_said():
     began = time.monotonic()
     assert optimise(fixed, moving, grid, grid, settings=settings).ddf.shape == (1, 3, 56, 52, 48)
     assert time.monotonic() - began < 1.0 + full + 3.0
+
+
+def test_a_run_that_the_time_limit_cuts_anywhere_says_so(monkeypatch):
+    fixed, moving, _ = displaced_pair((48, 44), 3.0)
+    grid = grid_of((48, 44))
+    clock = itertools.count()
+    monkeypatch.setattr("shared.optimise.register.time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+    def run(limit: float) -> tuple[str, int]:
+        settings = OptimiseSettings(time_limit=limit, alignment="rigid", levels_mm=[2, 1], iterations=5)
+        result = optimise(fixed, moving, grid, grid, settings=settings)
+        return result.stopped, sum(level.iterations for level in result.levels)
+
+    before = next(clock)
+    whole = run(1e9)
+    steps = next(clock) - before
+    assert whole[0] != "time limit"
+    # The clock goes on by one whenever it is asked; the last questions are those of the log.
+    cut = [run(limit) for limit in range(1, steps - 8, 2)]
+    assert len(cut) > 10
+    assert [stopped for stopped, _ in cut] == ["time limit"] * len(cut)
+    assert {count for _, count in cut} > {0, 5}
 
 
 def test_the_same_input_gives_the_same_result_bit_for_bit():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +17,7 @@ from shared.data.images import read_voxels
 from shared.errors import InputError
 from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
+from shared.register.write import WRITTEN
 from shared.transform_io import (
     Grid,
     Transform,
@@ -30,19 +33,6 @@ from tests.itk_peer import itk_points, itk_transform, itk_warped
 from tests.shared.register.pairs import known_pair, plain_grid, structured, write_points
 
 IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data"
-WRITTEN = {
-    "affine.txt",
-    "fixed_points_in_moving.csv",
-    "inverse_transform.h5",
-    "inverse_transform.nii.gz",
-    "metrics.json",
-    "qc.png",
-    "transform.h5",
-    "transform.nii.gz",
-    "warped.nii.gz",
-    "warped_label.nii.gz",
-    "warped_points.csv",
-}
 
 
 @pytest.fixture(scope="module", params=[3, 2], ids=["3D", "2D"])
@@ -69,7 +59,7 @@ def done(request, tmp_path_factory):
 
 def test_everything_is_written_and_better_than_before(done):
     folder, _, _, result = done
-    assert {path.name for path in (folder / "out").iterdir()} == WRITTEN
+    assert {path.name for path in (folder / "out").iterdir()} == set(WRITTEN)
     assert json.loads((folder / "out" / "metrics.json").read_text()) == result
     scores = result["scores"]
     assert scores["similarity"] > scores["similarity_before"] + 0.02
@@ -142,6 +132,26 @@ def test_the_picture_has_its_size(done):
     assert width == 1754
     assert abs(height - {3: 523, 2: 328}[pair.dims]) <= 2
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
+
+
+def test_files_of_an_earlier_run_do_not_stay(tmp_path, monkeypatch):
+    known_pair(tmp_path, 2)
+    out, files = tmp_path / "out", (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz")
+    register(*files, out, init="none", optimise=0, moving_label=tmp_path / "moving_label.nii.gz")
+    (out / "notes.txt").write_text("mine")
+    (out / "warped_points.csv").write_text("x,y\n1,2\n")
+    others = {"warped_label.nii.gz", "warped_points.csv", "fixed_points_in_moving.csv"}
+    register(*files, out, init="none", optimise=0)
+    assert {path.name for path in out.iterdir()} == {"notes.txt", *WRITTEN} - others
+
+    def broken(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    # What ends half-way leaves no scores beside files that they do not belong to.
+    monkeypatch.setattr("shared.register.run.write_transform", broken)
+    with pytest.raises(OSError, match="no space"):
+        register(*files, out, init="none", optimise=0)
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "warped.nii.gz"}
 
 
 def test_points_outside_are_kept_and_counted(tmp_path):
@@ -254,6 +264,36 @@ def test_masks_that_do_not_meet_after_the_alignment_are_refused(tmp_path):
         register(**files, out=tmp_path / "out", optimise=3)
 
 
+def slide(size=128) -> np.ndarray:
+    """Return a round piece of tissue of many grey values on white, as a microscope shows it."""
+    away = np.hypot(*(np.mgrid[:size, :size] - size / 2))
+    tissue = gaussian_filter(np.random.default_rng(3).standard_normal((size, size)), 1.0)
+    tissue = 20 + 200 * (tissue - tissue.min()) / np.ptp(tissue)
+    return np.where(away < 0.2 * size, tissue, 255).astype(np.uint8)
+
+
+def test_images_on_a_bright_background_are_images(tmp_path):
+    write_nifti(tmp_path / "fixed.nii.gz", slide(), plain_grid((128, 128), 1.0))
+    write_nifti(tmp_path / "moving.nii.gz", np.roll(slide(), 3, 0), plain_grid((128, 128), 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        result = register(tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out")
+    assert result["scores"]["correlation"] > 0.9
+
+
+@pytest.mark.parametrize("values", [100, 200])
+def test_what_looks_like_labels_is_refused_and_with_many_values_warned_about(tmp_path, values):
+    blocks = np.arange(225).reshape(15, 15).clip(max=values - 1).repeat(6, 0).repeat(6, 1).astype(np.int16)
+    write_nifti(tmp_path / "a.nii.gz", blocks, plain_grid(blocks.shape, 1.0))
+    files = (tmp_path / "a.nii.gz", tmp_path / "a.nii.gz", tmp_path / "out")
+    if values > 128:
+        with pytest.warns(UserWarning, match=r"a\.nii\.gz: looks like a label map \(200 whole values\); it is taken"):
+            register(*files, init="none", optimise=0)
+    else:
+        with pytest.raises(InputError, match=r"a\.nii\.gz: looks like a label map \(100 whole values\), expected an"):
+            register(*files, init="none", optimise=0)
+
+
 @pytest.mark.parametrize("init", ["centre", "rigid"])
 def test_starts_without_optimisation_are_one_affine(tmp_path, init):
     pair, _ = known_pair(tmp_path, 2)
@@ -329,6 +369,29 @@ def test_a_network_gives_the_start(tmp_path):
     points = pair.points(9)
     reached = read_transform(tmp_path / "b" / "transform.h5", 2).move(points)
     assert float((reached - truth.move(points)).norm(dim=1).max()) < 1e-3
+
+
+def test_the_start_and_the_optimisation_share_one_time_limit(tmp_path):
+    known_pair(tmp_path, 2)
+
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        time.sleep(1.0)
+        return torch.zeros(1, 2, 24, 20)
+
+    result = register(
+        tmp_path / "fixed.nii.gz",
+        tmp_path / "moving.nii.gz",
+        tmp_path / "out",
+        init="none",
+        time_limit=1.0,
+        network=NetworkField(slow, (24, 20)),
+    )
+    assert "stopped by the time limit" in result["log"]
+    assert not any(" iterations (" in line for line in result["log"])
+    fitted = register(
+        tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", init="rigid", time_limit=0, optimise=0
+    )
+    assert fitted["log"][0].endswith("; stopped by the time limit)")
 
 
 def test_other_formats(tmp_path):
