@@ -116,7 +116,7 @@ def compare(
         jobs: chains side by side, sharing the CPU's cores.
         changes: as for chain.
     """
-    from .compare import budget_notes, write_tables
+    from .compare import budget_notes, caption, write_tables
     from .compare import compare as run_comparison
     from .plan import load_plan
     from .report import write_report
@@ -126,9 +126,7 @@ def compare(
     checked = load_plan(plan, seeds=seeds, **changes)
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
     runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
-    cases = "images" if checked.segments else "pairs"
-    caption = f"{checked.name}: {checked.split} {cases} of {len(checked.tasks)} tasks, matched {match}, mean ± sd"
-    print("\n" + write_tables(runs, folder, caption, budget_notes(checked, runs, match)))
+    print("\n" + write_tables(runs, folder, caption(checked, match), budget_notes(checked, runs, match)))
     page = write_report([run.folder for run in runs], folder / "report.html")
     print(f"results in {folder}, report: {page}")
 
