@@ -67,9 +67,9 @@ def chain(
         out: folder of the chain; by default output/<plan>_<strategy>_seed<k> in the collection.
         seed: of weights, order and memory; by default the plan's first.
         threads: CPU threads; by default all.
-        changes: keys of the plan (--strategy er, --tasks "[a,b]", --unseen "[c]", --split val, --configs smoke,
-            --dataset_dir DIR, --phases "{replay: {count: 50}}") or options of the bundle's train.json
-            (--iterations 100, --strategy#rho 0.5).
+        changes: keys of the plan (--phases "{replay: {count: 50}}", --tasks "[a,b]", --unseen "[c]", --strategy er,
+            --split val, --configs smoke, --dataset_dir DIR) or options of the bundle's train.json (--iterations 100,
+            --strategy#rho 0.5).
     """
     from .chain import Chain
     from .plan import load_plan
@@ -116,7 +116,7 @@ def compare(
         jobs: chains side by side, sharing the CPU's cores.
         changes: as for chain.
     """
-    from .compare import budget_notes, write_tables
+    from .compare import budget_notes, caption, write_tables
     from .compare import compare as run_comparison
     from .plan import load_plan
     from .report import write_report
@@ -126,9 +126,7 @@ def compare(
     checked = load_plan(plan, seeds=seeds, **json_words(changes))
     folder = Path(out) if out else OUTPUT / f"{checked.name}_compare"
     runs = run_comparison(checked, _listed(strategies), checked.seeds, folder, match, jobs, _Progress())
-    cases = "images" if checked.segments else "pairs"
-    caption = f"{checked.name}: {checked.split} {cases} of {len(checked.tasks)} tasks, matched {match}, mean ± sd"
-    print("\n" + write_tables(runs, folder, caption, budget_notes(checked, runs, match)))
+    print("\n" + write_tables(runs, folder, caption(checked, match), budget_notes(checked, runs, match)))
     page = write_report([run.folder for run in runs], folder / "report.html")
     print(f"results in {folder}, report: {page}")
 
@@ -168,8 +166,8 @@ def apply(
 
     Args:
         transform: ITK/ANTs .h5 .mat .txt .tfm, displacement .nii.gz .nrrd .mha, NiftyReg .nii.gz .txt, Learn2Reg .npz.
-            Several: --transform A --transform B or "[A,B]", in the order of antsApplyTransforms: the last one acts
-            first on the image. "[A,1]" inverts A.
+            Several as --transform A --transform B or "[A,B]", in the order of antsApplyTransforms, where the last one
+            acts first on the image. "[A,1]" inverts A.
         reference: image whose grid the result gets, or that the points lie in; NIfTI, NRRD, MHA, a DICOM folder.
         out: result; the suffix chooses the format.
         input: image, label map, DICOM folder, or points: .csv without header (voxels), .csv with x,y,z (LPS mm),

@@ -20,7 +20,7 @@ from .chain import Chain
 from .plan import Plan
 from .results import BEFORE, read_rows
 
-__all__ = ["budget_notes", "compare", "table_rows", "write_tables"]
+__all__ = ["budget_notes", "caption", "compare", "table_rows", "write_tables"]
 
 # Column -> (heading, digits); all in the unit of the heading.
 COLUMNS = {
@@ -185,6 +185,12 @@ def _cell(row: dict[str, Any], column: str) -> str:
     if mean is None:
         return ""
     return f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+
+
+def caption(plan: Plan, match: str) -> str:
+    """Return what a comparison's table shows, in a line."""
+    cases = "images" if plan.segments else "pairs"
+    return f"{plan.name}: {plan.split} {cases} of {len(plan.tasks)} tasks, matched {match}, mean ± sd"
 
 
 def write_tables(runs: Sequence[Run], folder: str | Path, caption: str, notes: Sequence[str] = ()) -> str:

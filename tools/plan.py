@@ -92,6 +92,12 @@ def _check_options(where: str, options: Any, ids: Sequence[str]) -> dict[str, An
     return dict(options)
 
 
+def _folder(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{where}: found dataset_dir {value!r}, expected a folder")
+    return value
+
+
 def _tasks(where: str, entries: Any, dataset_dir: str, ids: Sequence[str]) -> tuple[Task, ...]:
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise InputError(f"{where}: found tasks {entries!r}, expected a list of names or of objects with a 'task'")
@@ -102,7 +108,8 @@ def _tasks(where: str, entries: Any, dataset_dir: str, ids: Sequence[str]) -> tu
         if not isinstance(content.get("task"), str):
             raise InputError(f"{where}: found a task without a name ({entry!r}), expected {{'task': NAME}}")
         options = _check_options(f"{where}, task {content['task']}", content.get("options", {}), ids)
-        tasks.append(Task(content["task"], str(content.get("dataset_dir", dataset_dir)), options))
+        folder = _folder(f"{where}, task {content['task']}", content.get("dataset_dir", dataset_dir))
+        tasks.append(Task(content["task"], folder, options))
     return tuple(tasks)
 
 
@@ -134,23 +141,25 @@ def check_data(plan: Plan) -> None:
 
 def _check_splits(plan: Plan, task: Task) -> None:
     """Read a task's lists as its runs will, hours before the last of them does."""
-    read = read_site if plan.segments else read_pairs
     # Training validates what it learns, and the sharpness of a registration is measured on the validation pairs.
     needed = [plan.split, "val"] if task in plan.tasks or not plan.segments else [plan.split]
-    failed: dict[str, InputError] = {}
-    for split in dict.fromkeys([*needed, "val", "test"]):
-        try:
-            read(task.dataset_dir, task.task, split)
-        except InputError as error:
-            failed[split] = error
-    missing = [split for split in needed if split in failed]
-    if missing:
-        there = [split for split in ("val", "test") if split not in failed]
+    errors = [error for split in needed if (error := _unreadable(plan, task, split)) is not None]
+    if errors:
+        there = [split for split in ("val", "test") if _unreadable(plan, task, split) is None]
         advice = ", or --split val to score on what is there" if there == ["val"] else ""
         raise InputError(
-            f"{failed[missing[0]]}; task {task.task} is scored on its {plan.split} split: found "
+            f"{errors[0]}; task {task.task} is scored on its {plan.split} split: found "
             f"{' and '.join(there) or 'neither val nor test'}, expected {' and '.join(dict.fromkeys(needed))}{advice}"
         )
+
+
+def _unreadable(plan: Plan, task: Task, split: str) -> InputError | None:
+    """Return what keeps a split of a task from being read."""
+    try:
+        (read_site if plan.segments else read_pairs)(task.dataset_dir, task.task, split)
+    except InputError as error:
+        return error
+    return None
 
 
 def _read(source: str | Path) -> tuple[str, Any]:
@@ -195,7 +204,7 @@ def load_plan(source: str | Path = "samcl_embedded", **changes: Any) -> Plan:
     check_known(where, "strategy", strategy, strategies(bundle))
     ids = _config_ids(bundle, configs)
     options = {**_check_options(where, content.get("options", {}), ids), **_check_options(where, changes, ids)}
-    dataset_dir = str(content.get("dataset_dir", BUNDLES / bundle / "data"))
+    dataset_dir = _folder(where, content.get("dataset_dir", str(BUNDLES / bundle / "data")))
     given = {**(keys.get("options") or {}), **changes}
     tasks = _without(given, _tasks(where, content.get("tasks", []), dataset_dir, ids))
     unseen = _tasks(where, content.get("unseen", []), dataset_dir, ids)

@@ -12,11 +12,11 @@ from shared.files import atomic_write
 from .report_chains import Chain, find_chains, read_chain
 from .report_compare import best_first, comparison, comparison_lead
 from .report_generated import generated
-from .report_groups import Group, group_chains
+from .report_groups import Group, group_chains, splits_of
 from .report_results import lead_metric, results, single_lead
 from .report_scores import cases, matrices
 from .report_sections import pictures, settings, training
-from .report_words import Metric, is_synthetic, table_value
+from .report_words import Metric, is_synthetic
 
 __all__ = ["read_chain", "write_report"]
 
@@ -80,9 +80,9 @@ def _eyebrow(chains: Sequence[Chain]) -> str:
     what = f"strategy {first['strategy']}, seed {first['seed']}" if len(chains) == 1 else f"{len(chains)} chains"
     subject = "registration" if all(chain.registers for chain in chains) else "segmentation"
     parts = [f"Continual {subject} report", f"bundle {bundles}", what]
-    if first.get("split"):
+    if splits := splits_of(chains):
         cases = "pairs" if chains[0].registers else "images"
-        parts.append(f"scored on the {table_value(first['split'])} {cases}")
+        parts.append(f"scored on the {' or the '.join(splits)} {cases}")
     return " \N{MIDDLE DOT} ".join(parts)
 
 

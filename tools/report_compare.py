@@ -9,7 +9,7 @@ from html import escape
 
 from .report_chains import Chain, mean, number
 from .report_figures import points
-from .report_groups import Group
+from .report_groups import Group, are_comparable
 from .report_results import final, kept, learnt, terms
 from .report_tables import legend, plain_table
 from .report_words import MEASURES, METRICS, UNSIGNED, Metric, bytes_text, count_text, rough_text, seconds_text, spread
@@ -18,9 +18,12 @@ __all__ = ["best_first", "comparison", "comparison_lead"]
 
 
 def best_first(groups: Sequence[Group], metric: Metric) -> list[Group]:
-    """Return the groups by their final average, unfinished ones last."""
+    """Return the groups by their final average, unfinished ones last; in their order where none may be ranked."""
+    ranked = are_comparable(groups)
 
     def rank(group: Group) -> tuple[bool, bool, float]:
+        if not ranked:
+            return not group.is_finished, False, 0.0
         value = mean(final(c, metric) for c in group.scored)
         return not group.is_finished, not math.isfinite(value), -value if metric.larger_is_better else value
 
@@ -80,6 +83,8 @@ def _columns(metric: Metric) -> list[_Column]:
 
 def _best(groups: Sequence[Group], columns: Sequence[_Column], texts: Sequence[Sequence[str]]) -> set[tuple[int, int]]:
     """Return the cells that read as the best among the groups that compete; none in a column where all are alike."""
+    if not are_comparable(groups):
+        return set()
     found = set()
     for j, column in enumerate(columns):
         values = {i: mean(g.values(column.value)) for i, g in enumerate(groups) if g.competes}
@@ -92,6 +97,7 @@ def _best(groups: Sequence[Group], columns: Sequence[_Column], texts: Sequence[S
     return found
 
 
+NO_RANKING = "The chains are scored on other tasks or another split each: they are shown side by side, not ranked."
 # How a group that is no contender learns: the bounds to compare with.
 KINDS = {"pooled": "all tasks at once", "separate": "a model a task"}
 
@@ -121,7 +127,8 @@ def comparison(groups: Sequence[Group], metric: Metric) -> str:
     best = _best(groups, columns, [[middle for middle, _ in row] for row in cells])
     table = plain_table(["strategy", "seeds", *(c.heading for c in columns)], rows, best=best)
     several = any(len(group.scored) > 1 for group in groups)
-    remark = "Means over the tasks after the last stage. Bold: the best of a column."
+    remark = "Means over the tasks after the last stage."
+    remark += " Bold: the best of a column." if are_comparable(groups) else f" {NO_RANKING}"
     remark += " ± is the standard deviation over the seeds." if several else " One seed each."
     names = ("backward_transfer", "forgetting", "forward_transfer")
     return f'<div class="card">{table}{terms(names, remark)}</div><div class="grid">{_figures(groups, metric)}</div>'
@@ -163,6 +170,8 @@ def _figures(groups: Sequence[Group], metric: Metric) -> str:
 
 def comparison_lead(groups: Sequence[Group], metric: Metric) -> str:
     """Return who came out first, and whether that means anything."""
+    if not are_comparable(groups):
+        return NO_RANKING
     results_of = {g.label: g.values(lambda chain: final(chain, metric)) for g in groups}
     ranked = [g.label for g in groups if g.competes and math.isfinite(mean(results_of[g.label]))]
     joint = [g.label for g in groups if g.is_finished and g.chains[0].kind == "pooled"]

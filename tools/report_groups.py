@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .report_chains import Chain
 from .report_words import ABSENT, table_value
 
-__all__ = ["Group", "group_chains"]
+__all__ = ["Group", "are_comparable", "group_chains", "splits_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ class Group:
     def values(self, measure: Callable[[Chain], float]) -> list[float]:
         """Return a number of each chain that counts."""
         return [measure(chain) for chain in self.scored]
+
+
+def splits_of(chains: Iterable[Chain]) -> list[str]:
+    """Return the splits that chains are scored on, each once; those of chains that do not say are left out."""
+    return list(dict.fromkeys(str(chain.settings["split"]) for chain in chains if chain.settings.get("split")))
+
+
+def are_comparable(groups: Sequence[Group]) -> bool:
+    """Whether all are scored on one split of the same tasks, in whatever order; only then may they be ranked."""
+    chains = [chain for group in groups for chain in group.chains]
+    return len({(chain.settings.get("split"), frozenset(chain.tasks)) for chain in chains}) < 2
 
 
 def _traits(chain: Chain) -> dict[str, str]:

@@ -7,7 +7,7 @@ from html import escape
 
 from .report_chains import BEFORE
 from .report_figures import NEUTRAL, violins
-from .report_groups import Group
+from .report_groups import Group, splits_of
 from .report_tables import heat_map, heat_scale, metrics_of, tabs
 from .report_words import Metric, identifier
 
@@ -106,8 +106,10 @@ def cases(groups: Sequence[Group]) -> str:
     if not tabbed:
         return ""
     case = "pair of images" if chains[0].registers else "image"
+    splits = " or ".join(splits_of(chains))
+    where = f" of the {splits} split" if splits else ""
     pooled = " Cases of all seeds are put together." if seeds > 1 else ""
     return (
-        f'<p class="soft">Each dot is one {case} of the test; the body shows how many lie where, the bar the '
+        f'<p class="soft">Each dot is one {case}{where}; the body shows how many lie where, the bar the '
         f"middle half of them, the ring the median.{pooled}</p>" + tabs("cases", tabbed)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -96,3 +98,25 @@ def test_bad_flags_end_with_a_message(monkeypatch, capsys, tmp_path, arguments, 
     monkeypatch.chdir(tmp_path)
     assert message in call(monkeypatch, capsys, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def parts_of(command) -> list[str]:
+    """Return the texts of a command's docstring: what it does, then each argument."""
+    head, _, arguments = inspect.getdoc(command).partition("\n\nArgs:\n")
+    parts = head.split("\n\n")
+    names = "|".join(inspect.signature(command).parameters)
+    found = re.split(rf"^    (?:{names}): ", arguments, flags=re.MULTILINE)
+    assert len(found) == 1 + len(inspect.signature(command).parameters)
+    return [" ".join(part.split()) for part in parts + found if part]
+
+
+@pytest.mark.parametrize("name", command_line.COMMANDS)
+def test_help_tells_every_word_of_a_command(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tools", name, "--help"])
+    monkeypatch.setenv("PAGER", "cat")
+    with pytest.raises(SystemExit):
+        command_line.main()
+    output = capsys.readouterr()
+    told = " ".join((output.out + output.err).split())
+    missing = [part for part in parts_of(command_line.COMMANDS[name]) if part not in told]
+    assert not missing

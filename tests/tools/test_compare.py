@@ -12,7 +12,7 @@ import pytest
 from shared.errors import InputError
 from shared.files import save_json, sole_owner, writable_dir, write_csv
 from tools.__main__ import _outcome
-from tools.compare import Run, budget_notes, compare, write_tables
+from tools.compare import Run, budget_notes, caption, compare, write_tables
 from tools.plan import load_plan
 from tools.results import BEFORE, collect, read_rows, score_matrices
 
@@ -154,3 +154,8 @@ def test_the_passes_of_a_generator_are_told_apart(tmp_path):
     runs = [Run(name, plan.variant(name), 0, tmp_path / name) for name in ("smdr", "sequential")]
     assert budget_notes(plan, runs, "passes") == ["The passes of the image generator of smdr come on top."]
     assert budget_notes(plan, runs, "iterations") == []
+
+
+def test_a_table_says_what_was_scored():
+    assert caption(load_plan(), "passes") == "samcl_embedded: test pairs of 4 tasks, matched passes, mean ± sd"
+    assert caption(load_plan("smdr_embedded", split="val"), "passes").startswith("smdr_embedded: val images of 6 tasks")

@@ -113,6 +113,8 @@ def test_overlays_come_between_train_and_strategy(tmp_path):
             "unseen task synth_lung_ct: found options iterations of its own, expected none",
         ),
         ({"seeds": ["a"]}, "expected different whole numbers"),
+        ({"dataset_dir": None}, "found dataset_dir None, expected a folder"),
+        ({"tasks": [{"task": "OASIS", "dataset_dir": 3}]}, "task OASIS: found dataset_dir 3, expected a folder"),
         ({"seeds": True}, "found seeds True, expected different whole numbers"),
         ({"seeds": [1, 1]}, r"found seeds \[1, 1\], expected different whole numbers"),
         ({"seeds": [-1]}, "from 0 on"),

@@ -167,6 +167,36 @@ def test_the_settings_list_phases_corruptions_threads_and_every_version(tmp_path
     assert "made with commit 166e428, abc1234" in text
 
 
+@pytest.mark.parametrize("other", [{"split": "val"}, {"tasks": TASKS[:1]}])
+def test_chains_of_another_split_or_other_tasks_are_not_ranked(tmp_path, other):
+    worse = write_chain(tmp_path / "a", strategy="sequential", tasks=TASKS[:2])
+    better = write_chain(tmp_path / "b", strategy="er", **{"tasks": TASKS[:2], **other})
+    found = Page(report(worse, better))
+    assert "ends with the highest average" not in found.text
+    assert "not ranked" in found.text
+    assert "Bold: the best" not in found.text
+    rows = found.table("strategy")[1:]
+    assert not any("best" in kind for row in rows for kind, _ in row)
+    assert [row[0][1].split()[0] for row in rows] == ["sequential", "er"]
+    assert "not ranked" not in Page(report(worse)).text
+
+
+def test_the_same_tasks_in_another_order_are_ranked(tmp_path):
+    worse = write_chain(tmp_path / "a", strategy="sequential", tasks=TASKS[:2])
+    better = write_chain(tmp_path / "b", strategy="er", tasks=TASKS[1::-1])
+    assert "er ends with the highest average Dice" in Page(report(worse, better)).text
+
+
+def test_every_split_is_named(tmp_path):
+    test = write_chain(tmp_path / "a", tasks=TASKS[:1])
+    val = write_chain(tmp_path / "b", tasks=TASKS[:1], strategy="er", split="val")
+    both, one = (Page(report(*folders)).text for folders in ((test, val), (val,)))
+    assert "scored on the test or the val pairs" in both
+    assert "Each dot is one pair of images of the test or val split;" in both
+    assert "scored on the val pairs" in one
+    assert "Each dot is one pair of images of the val split;" in one
+
+
 def test_folder_given_twice_counts_once(tmp_path):
     folder = write_chain(tmp_path / "chain", tasks=TASKS[:1])
     assert "side by side" not in Page(report(folder, folder / ".." / "chain")).text
