@@ -68,7 +68,8 @@ class RegistrationObjective(nn.Module):
     used where the pair has them: training is weakly supervised.
 
     Args:
-        similarity: weight of the image term, masked to where both warped images are valid.
+        similarity: weight of the image term; "lncc" and "mind" are masked to where both warped images are valid, "mi"
+            is taken over the whole grid.
         overlap: weight of the Dice loss on smoothed labels.
         landmarks: weight of the RMS landmark distance in voxels.
         bending: weight of the mean squared second derivatives of the velocity.

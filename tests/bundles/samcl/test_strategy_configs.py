@@ -38,6 +38,10 @@ IDS = {
 }
 
 
+# What the others take as plain training does.
+RATES: dict[str, tuple[str, ...]] = {"samcl": (), "samcl_two_level": (), "mer": ("weight_decay",)}
+
+
 @pytest.fixture
 def scripts(monkeypatch):
     """Let configs find ``scripts``, and forget it afterwards: another bundle has modules of the same name."""
@@ -69,7 +73,8 @@ def test_overlay_names_its_source_and_every_option(path, scripts):
     content = json.loads(path.read_text())
     data = {"host#task", "train#dataset#_target_", "train#dataset#data", "validate#dataset#data"}
     own = {"joint": {"stages", "tasks", *data}, "single": {"stages"}}
-    content.pop("learning_rate", None)  # a method's own rate, where it has one
+    rates = {key: content.pop(key) for key in ("learning_rate", "weight_decay") if key in content}
+    assert rates == {key: f"@plain_{key}" for key in RATES.get(path.stem, ("learning_rate", "weight_decay"))}
     assert set(content) == {"_desc_", "strategy", "passes_per_sample"} | own.get(path.stem, set())
     assert 20 < len(content["_desc_"]) <= 160
     target = getattr(scripts, content["strategy"]["_target_"].removeprefix("scripts."))
@@ -104,6 +109,29 @@ def test_overlay_builds_a_strategy_that_makes_the_passes_it_says(name, scripts, 
     period = getattr(strategy, "every", 1)
     passes = (counts[-1] - counts[-1 - period]) / period
     assert passes == trainer.batch_size * parser(name)["passes_per_sample"]
+
+
+@pytest.mark.parametrize("before", ["smoke", "paper"])
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_rates_follow_the_config_before_the_strategy(scripts, name, before):
+    """In the order in which plans put them: train, paper, the strategy."""
+    config = parser(name, before=before)
+    plain = {"smoke": {"lr": 0.001, "weight_decay": 1e-5}, "paper": {"lr": 1e-4, "weight_decay": 0.0}}[before]
+    own = {"smoke": {"lr": 0.002, "weight_decay": 1e-5}, "paper": {"lr": 1e-4, "weight_decay": 1e-5}}[before]
+    kept = RATES.get(name, ("learning_rate", "weight_decay"))
+    expected = {
+        "lr": plain["lr"] if "learning_rate" in kept else own["lr"],
+        "weight_decay": plain["weight_decay"] if "weight_decay" in kept else own["weight_decay"],
+    }
+    assert {key: config.get_parsed_content(f"optimizer#{key}") for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["samcl", "joint"])
+@pytest.mark.parametrize("before", ["smoke", "paper"])
+def test_the_papers_pairs_of_an_image_with_itself_are_pooled_too(scripts, tmp_path, name, before):
+    (folder, task), *_ = pooled_folders(tmp_path, (3,))
+    config = parser(name, before=before, dataset_dir=folder, task=task)
+    assert len(config.get_parsed_content("train#dataset#data")) == (9 if before == "paper" else 6)
 
 
 @pytest.mark.parametrize("masked", [False, True])
