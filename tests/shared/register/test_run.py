@@ -19,6 +19,7 @@ from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
 from shared.register.write import WRITTEN
 from shared.transform_io import (
+    Affine,
     Grid,
     Transform,
     read_point_file,
@@ -292,6 +293,28 @@ def test_what_looks_like_labels_is_refused_and_with_many_values_warned_about(tmp
     else:
         with pytest.raises(InputError, match=r"a\.nii\.gz: looks like a label map \(100 whole values\), expected an"):
             register(*files, init="none", optimise=0)
+
+
+def test_distances_before_and_after_are_over_the_same_labels(tmp_path):
+    image = structured((40, 40))
+    label = np.zeros((40, 40), np.uint8)
+    # The second label leaves the fixed image with the shift that brings the first one into its place.
+    label[10:20, 10:20], label[0:3, 30:36] = 1, 2
+    shifted = np.where(np.roll(label, -4, 0) == 1, 1, 0).astype(np.uint8)
+    shifted[0:3, 4:10] = 2
+    for side, voxels, values in (("fixed", np.roll(image, -4, 0), shifted), ("moving", image, label)):
+        write_nifti(tmp_path / f"{side}.nii.gz", voxels, plain_grid((40, 40), 1.0))
+        write_nifti(tmp_path / f"{side}_label.nii.gz", values, plain_grid((40, 40), 1.0))
+    shift = np.eye(3)
+    shift[0, 2] = 4.0
+    write_transform(tmp_path / "shift.txt", Transform((Affine(shift),)))
+    labels = {f"{side}_label": tmp_path / f"{side}_label.nii.gz" for side in ("fixed", "moving")}
+    files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out")
+    result = register(*files, init=tmp_path / "shift.txt", optimise=0, **labels)
+    assert result["labels"]["2"]["hd95_mm"] is None
+    assert result["scores"]["hd95_mm"] == 0
+    assert result["scores"]["hd95_mm_before"] == 4
+    assert result["scores"]["labels_lost"] == 1
 
 
 @pytest.mark.parametrize("init", ["centre", "rigid"])
