@@ -417,6 +417,20 @@ def test_the_start_and_the_optimisation_share_one_time_limit(tmp_path):
     assert fitted["log"][0].endswith("; stopped by the time limit)")
 
 
+def test_guiding_labels_make_coarser_levels_where_memory_is_short(tmp_path):
+    pair, _ = known_pair(tmp_path)
+    labels = {f"{side}_label": tmp_path / f"{side}_parcels.nii.gz" for side in ("fixed", "moving")}
+    for file, grid in zip(labels.values(), (pair.fixed, pair.moving), strict=True):
+        i, j, k = (np.arange(n) * 5 // n for n in grid.shape)
+        parcels = 1 + 25 * i[:, None, None] + 5 * j[:, None] + k
+        write_nifti(file, parcels.astype(np.uint8), grid)
+    files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out")
+    options = {"init": "none", "optimise": 1, "memory_gb": 0.012}
+    for guide, told in (("none", False), ("labels", True)):
+        log = register(*files, **labels, **options, guide=guide)["log"]
+        assert any("with 125 labels would take about" in line for line in log) == told
+
+
 def test_other_formats(tmp_path):
     known_pair(tmp_path)
     for name, source in (("fixed.mha", "fixed.nii.gz"), ("moving.nrrd", "moving.nii.gz")):
