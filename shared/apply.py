@@ -17,6 +17,7 @@ from .errors import InputError, did_you_mean
 from .fields import identity
 from .transform_io import (
     Grid,
+    NeedsGridsError,
     Transform,
     check_image_name,
     is_point_file,
@@ -166,7 +167,16 @@ def _read_chain(
         path, inverted = entry if isinstance(entry, tuple) else (entry, False)
         # A field in voxels hangs between the images at the ends of the chain: it makes sense alone only.
         grids = (None, None) if len(transforms) > 1 else (moving, fixed) if inverted else (fixed, moving)
-        transform = read_transform(path, len(start.shape), *grids)
+        try:
+            transform = read_transform(path, len(start.shape), *grids)
+        except NeedsGridsError as error:
+            if len(transforms) == 1:
+                raise
+            raise InputError(
+                f"{path}: found a Learn2Reg field among {len(transforms)} transforms; it counts voxels of the two "
+                "images that it was made for, and those of a chain are others; expected it written as .h5 first (apply "
+                "it alone without --input, with --reference FIXED and --onto MOVING)"
+            ) from error
         if inverted:
             transform, residual = transform.inverse()
             residuals.append(residual)
@@ -252,7 +262,8 @@ def apply_files(
 
     Args:
         transforms: files (:func:`shared.transform_io.read_transform` lists the kinds), or (file, True) to invert one.
-        reference: image whose space the map starts in: an image gets its grid, points lie in it.
+        reference: image whose space the map starts in: an image gets its grid, points lie in it. Of a time series the
+            grid of its frames.
         out: its suffix chooses the format.
         input: image (or DICOM folder), label map, or point file (:mod:`shared.transform_io.points`). None writes the
             composed transform itself.
@@ -271,8 +282,8 @@ def apply_files(
         InputError: unusable files or options.
     """
     _check_interpolation(interpolation)
-    start = read_grid(reference, None)
-    end = read_grid(onto, len(start.shape)) if onto is not None else None
+    start = read_grid(reference, None, any_frame=True)
+    end = read_grid(onto, len(start.shape), any_frame=True) if onto is not None else None
     image = None
     if input is not None and not is_point_file(input):
         check_image_name(out)

@@ -68,20 +68,22 @@ def _slice_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, spacing:
     return Grid((int(shape[kept[0]]), int(shape[kept[1]])), flat, plane)
 
 
-def read_grid(path: str | Path, spatial_dims: int | None = 3) -> Grid:
+def read_grid(path: str | Path, spatial_dims: int | None = 3, any_frame: bool = False) -> Grid:
     """Read only the header of an image file (NIfTI) and check it; other formats are read whole.
 
     Args:
         path: the image.
         spatial_dims: 2 or 3; None takes either.
+        any_frame: take the grid that all frames of a time series share, instead of refusing it.
 
     Raises:
         InputError: missing, not an image, other dimensions, zero spacing or a singular affine.
     """
     path = existing(path, "image")
     if not is_nifti(path):
-        return read_voxels(path, spatial_dims)[1]
-    grid = checked_grid(path, *nifti_header(path), spatial_dims)
+        return read_voxels(path, spatial_dims, 0 if any_frame else None)[1]
+    shape, affine, spacing = nifti_header(path)
+    grid = checked_grid(path, shape[:3] if any_frame else shape, affine, spacing, spatial_dims)
     warn_of_frames(path)
     return grid
 

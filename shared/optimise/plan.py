@@ -29,6 +29,9 @@ MOST_LEVELS = 4
 # Numbers of four bytes that one voxel of a level needs at the peak (measured), and one voxel of the fixed image.
 PER_VOXEL = {"lncc": 60, "mind": 110, "mi": 200}
 PER_FIXED_VOXEL = 14
+# Numbers that each label adds to a voxel of a level: maps of both images and what the overlap makes of them (measured,
+# the surroundings of the fixed field of view included).
+PER_LABEL = 18
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,16 @@ def _lengths(fixed: Grid, moving: Grid, multimodal: bool) -> list[float]:
 
 
 def fit_to_memory(
-    stages: Sequence[Stage], fixed: Grid, device: torch.device, settings: OptimiseSettings
+    stages: Sequence[Stage], fixed: Grid, device: torch.device, settings: OptimiseSettings, labels: int = 0
 ) -> tuple[list[Stage], str]:
     """Make the finest levels coarser where they would not fit; returns the stages and what was done, or "".
+
+    Args:
+        stages: from coarse to fine.
+        fixed: lattice of the fixed image.
+        device: to work on.
+        settings: options.
+        labels: how many labels are brought to overlap.
 
     Raises:
         InputError: the fixed image alone is too large.
@@ -126,7 +136,7 @@ def fit_to_memory(
     fitted = list(stages)
     for index, stage in enumerate(stages):
         length = stage.spacing_mm
-        while _level_bytes(fixed, length, stage.similarity) + whole > free:
+        while _level_bytes(fixed, length, stage.similarity, labels) + whole > free:
             length *= 1.1
         fitted[index] = replace(stage, spacing_mm=length)
     coarsest = max(stage.spacing_mm for stage in fitted)
@@ -135,13 +145,15 @@ def fit_to_memory(
         fitted[index] = replace(fitted[index], spacing_mm=max(fitted[index].spacing_mm, fitted[index + 1].spacing_mm))
     if all(a.spacing_mm == b.spacing_mm for a, b in zip(stages, fitted, strict=True)):
         return fitted, ""
-    need = _level_bytes(fixed, stages[-1].spacing_mm, stages[-1].similarity) + whole
+    need = _level_bytes(fixed, stages[-1].spacing_mm, stages[-1].similarity, labels) + whole
+    with_labels = f" with {labels} labels" if labels else ""
     return fitted, (
-        f"the level of {stages[-1].spacing_mm:.2g} mm would take about {need / 2**30:.1f} GB, "
+        f"the level of {stages[-1].spacing_mm:.2g} mm{with_labels} would take about {need / 2**30:.1f} GB, "
         f"{free / 2**30:.1f} GB are free: the finest level is {fitted[-1].spacing_mm:.2g} mm, "
         f"the coarsest {coarsest:.2g} mm"
     )
 
 
-def _level_bytes(fixed: Grid, spacing_mm: float, similarity: str) -> float:
-    return float(np.prod(coarser(fixed, spacing_mm).shape)) * PER_VOXEL[similarity] * 4
+def _level_bytes(fixed: Grid, spacing_mm: float, similarity: str, labels: int) -> float:
+    numbers = PER_VOXEL[similarity] + PER_LABEL * labels
+    return float(np.prod(coarser(fixed, spacing_mm).shape)) * numbers * 4

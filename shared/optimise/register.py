@@ -99,7 +99,8 @@ class _Run:
         *images, kinds = normalise_pair(fixed, moving, (settings.fixed_modality, settings.moving_modality))
         multimodal = self.multimodal = kinds[0] != kinds[1]
         self.messages.append(f"modalities: fixed {kinds[0]}, moving {kinds[1]}")
-        stages, note = fit_to_memory(plan(*grids, settings, multimodal), grids[0], fixed.device, settings)
+        labels = len(pair.labels) if settings.label_weight > 0 else 0
+        stages, note = fit_to_memory(plan(*grids, settings, multimodal), grids[0], fixed.device, settings, labels)
         self.messages += [note] if note else []
         scene = Scene.build((images[0], images[1]), grids, guides, pair.labels, settings, stages[-1].spacing_mm)
         del images

@@ -15,9 +15,9 @@ from .inputs import Pair, Side
 
 __all__ = ["check_memory", "thin_grid", "thinned"]
 
-# Bytes a voxel of either image while it is read and warped, and a voxel of the larger field while it is written; and
-# what everything else takes (measured).
-_IMAGE, _FIELD, _BASE = 16, 100, 1.0e9
+# Bytes a voxel of either image while it is read and warped, more where it has a label map, and a voxel of the larger
+# field while it is written; and what everything else takes (measured).
+_IMAGE, _LABEL, _FIELD, _BASE = 16, 12, 100, 1.0e9
 _COARSEST = 8
 
 
@@ -32,12 +32,13 @@ def check_memory(pair: Pair, memory_gb: float | None = None) -> tuple[int, str]:
         InputError: the images alone are too large.
     """
     sizes = [prod(side.grid.shape) for side in (pair.fixed, pair.moving)]
+    labelled = sum(prod(side.grid.shape) for side in (pair.fixed, pair.moving) if side.label is not None)
     free = memory_gb * 1e9 if memory_gb is not None else 0.9 * free_bytes()
     # A small pair works in less than the general part; whatever is free then has to do.
     base = min(_BASE, 300.0 * sum(sizes))
 
     def need(k: int) -> float:
-        return base + _IMAGE * sum(sizes) + _FIELD * max(sizes) / k ** len(pair.fixed.grid.shape)
+        return base + _IMAGE * sum(sizes) + _LABEL * labelled + _FIELD * max(sizes) / k ** len(pair.fixed.grid.shape)
 
     found = next((k for k in range(1, _COARSEST + 1) if need(k) <= free), None)
     names = f"{pair.fixed.name} {pair.fixed.grid.shape}, {pair.moving.name} {pair.moving.grid.shape}"

@@ -129,10 +129,15 @@ def scored_labels(pair: Pair, warped: np.ndarray | None) -> tuple[dict[str, floa
     unmoved = resample(moving.label, still, "nearest", outside=0)
     before = label_scores(unmoved, fixed.label, fixed.grid.spacing_mm, labels)
     scores: dict[str, float] = {}
-    for name in ("dice", "hd95_mm"):
-        for suffix, rows in (("", table), ("_before", before)):
-            values = [row[name] for row in rows.values() if math.isfinite(row[name])]
-            scores[f"{name}{suffix}"] = float(np.mean(values)) if values else math.nan
+    # A label that is in one map alone has no surface distance; both means are over those that have one in both.
+    measured = {label for label, row in table.items() if math.isfinite(row["hd95_mm"])}
+    measured_before = {label for label, row in before.items() if math.isfinite(row["hd95_mm"])}
+    for suffix, rows in (("", table), ("_before", before)):
+        dice = [row["dice"] for row in rows.values() if math.isfinite(row["dice"])]
+        distances = [rows[label]["hd95_mm"] for label in measured & measured_before]
+        scores[f"dice{suffix}"] = float(np.mean(dice)) if dice else math.nan
+        scores[f"hd95_mm{suffix}"] = float(np.mean(distances)) if distances else math.nan
+    scores["labels_lost"] = len(measured_before - measured)
     scores["dice_gain"] = scores["dice"] - scores["dice_before"]
     return scores, table
 

@@ -32,7 +32,9 @@ GUIDES = ("none", "labels", "points", "both")
 _GUIDING = {"none": (), "labels": ("labels",), "points": ("points",), "both": ("labels", "points")}
 
 
-def _settings(motion: str, modality: str, steps: int | None, limit: float | None, init: str | Path) -> OptimiseSettings:
+def _settings(
+    motion: str, modality: str, steps: int | None, limit: float | None, init: str | Path, memory_gb: float | None
+) -> OptimiseSettings:
     alignment = str(init) if str(init) in ("auto", "centre", "rigid", "affine") else "identity"
     kinds = [word.strip() for word in modality.split(",")]
     if len(kinds) > 2 or not set(kinds) <= {"ct", "mr", "auto"}:
@@ -42,6 +44,7 @@ def _settings(motion: str, modality: str, steps: int | None, limit: float | None
         alignment=alignment,
         iterations=steps,
         time_limit=limit,
+        memory_gb=memory_gb * 1e9 / 2**30 if memory_gb is not None else None,
         fixed_modality=kinds[0],
         moving_modality=kinds[-1],
     )
@@ -148,7 +151,7 @@ def register(
         InputError: files or options that cannot be used.
     """
     _check_guide(guide, (fixed_label, moving_label), (fixed_points, moving_points))
-    settings = _settings(motion, modality, optimise, time_limit, init)
+    settings = _settings(motion, modality, optimise, time_limit, init, memory_gb)
     folder = writable_dir(out)
     warned: list[str] = []
     pair, small, messages, seconds = _read(

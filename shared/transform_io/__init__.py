@@ -4,7 +4,7 @@ A :class:`Grid` is a voxel lattice in RAS millimetres, a :class:`Transform` a ma
 of the moving image. Everywhere else fields are in voxels of the grid they live on.
 """
 
-from .files import TRANSFORM_FORMATS, read_transform, write_transform
+from .files import TRANSFORM_FORMATS, NeedsGridsError, read_transform, write_transform
 from .grid import Grid, affine_ddf, network_grid, points_to_grid, to_native
 from .images import IMAGE_SUFFIXES, check_image_name, image_name, read_with_itk, write_image, write_nifti
 from .itk_files import write_itk_displacement
@@ -20,6 +20,7 @@ __all__ = [
     "Affine",
     "Displacement",
     "Grid",
+    "NeedsGridsError",
     "Plane",
     "PointFile",
     "Transform",

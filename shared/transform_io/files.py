@@ -16,7 +16,7 @@ from .learn2reg import read_learn2reg, write_learn2reg
 from .niftyreg import is_niftyreg, read_niftyreg, read_niftyreg_affine, write_niftyreg, write_niftyreg_affine
 from .transform import Transform
 
-__all__ = ["TRANSFORM_FORMATS", "read_transform", "write_transform"]
+__all__ = ["TRANSFORM_FORMATS", "NeedsGridsError", "read_transform", "write_transform"]
 
 _NIFTI, _VECTOR_IMAGE = (".nii", ".nii.gz"), (".nrrd", ".mha", ".mhd")
 _ITK = (".h5", ".hdf5", ".tfm", ".mat", ".txt")
@@ -27,6 +27,10 @@ TRANSFORM_FORMATS = {
     "niftyreg": (".nii.gz", ".nii", ".txt"),
     "learn2reg": (".npz", ".nii.gz", ".nii"),
 }
+
+
+class NeedsGridsError(InputError):
+    """A field that counts voxels was read without the grids of both its images."""
 
 
 def _suffix(path: Path, known: tuple[str, ...]) -> str:
@@ -51,6 +55,7 @@ def read_transform(
 
     Raises:
         InputError: missing, unreadable, of an unknown kind, or of other dimensions.
+        NeedsGridsError: a Learn2Reg field without both grids.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,8 +100,9 @@ def _read_nifti(path: Path, fixed: Grid | None, moving: Grid | None) -> Transfor
 
 def _read_learn2reg(path: Path, fixed: Grid | None, moving: Grid | None) -> Transform:
     if fixed is None or moving is None:
-        raise InputError(
-            f"{path}: found a Learn2Reg field, which holds voxels and no world; expected the grids of both its images"
+        raise NeedsGridsError(
+            f"{path}: found a Learn2Reg field, which holds voxels and no world; expected the grids of both its images "
+            "(for apply: --reference and --onto)"
         )
     return read_learn2reg(path, fixed, moving)
 

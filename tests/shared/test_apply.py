@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -328,5 +329,30 @@ def test_nan_and_other_dimensions_are_named(tmp_path):
 
 def test_several_fields_in_voxels_are_refused(pair, files, tmp_path):
     apply_files([files["warp"]], files["fixed"], tmp_path / "t.npz", onto=files["moving"])
-    with pytest.raises(InputError, match=r"t\.npz: found a Learn2Reg field, which holds voxels and no world"):
+    with pytest.raises(InputError, match=r"t\.npz: found a Learn2Reg field among 2 transforms.*--onto MOVING"):
         apply_files([tmp_path / "t.npz", files["affine"]], files["fixed"], tmp_path / "o.nii.gz", files["moving"])
+    with pytest.raises(
+        InputError, match=r"expected the grids of both its images \(for apply: --reference and --onto\)"
+    ):
+        apply_files([tmp_path / "t.npz"], files["fixed"], tmp_path / "o.h5")
+
+
+@pytest.mark.parametrize("suffix", ["nii.gz", "nrrd"])
+def test_a_time_series_gives_the_grid_of_its_frames(tmp_path, suffix):
+    pair = world_pair()
+    fixed, moving = pair.write(tmp_path)
+    write_transform(tmp_path / "t.mat", Transform((pair.affine,)))
+    frames = np.stack([blobs(pair.fixed.shape)] * 3, -1)
+    series = save(tmp_path / "series.nii.gz", frames, pair.fixed.affine)
+    if suffix == "nrrd":
+        itk.imwrite(itk.imread(str(series)), str(tmp_path / "series.nrrd"))
+    np.savetxt(tmp_path / "p.csv", [[3.0, 4.0, 5.0]], delimiter=",")
+    results = []
+    for reference in (fixed, tmp_path / f"series.{suffix}"):
+        apply_files([tmp_path / "t.mat"], reference, tmp_path / "o.nii.gz", moving)
+        options = {"input": tmp_path / "p.csv", "onto": reference}
+        apply_files([tmp_path / "t.mat"], reference, tmp_path / "q.csv", **options)
+        results.append((nib.load(tmp_path / "o.nii.gz"), np.loadtxt(tmp_path / "q.csv", delimiter=",")))
+    (plain, points), (other, moved) = results
+    np.testing.assert_allclose(other.get_fdata(), plain.get_fdata(), atol=1e-3)
+    np.testing.assert_allclose(moved, points, atol=1e-4)

@@ -64,6 +64,15 @@ def test_too_little_memory_makes_the_finest_level_coarser_and_says_so():
         fit_to_memory(stages, HEAD, cpu, OptimiseSettings(memory_gb=0.01))
 
 
+def test_labels_that_pull_count_in_the_memory():
+    stages = plan(HEAD, HEAD, OptimiseSettings(), False)
+    cpu, room = torch.device("cpu"), OptimiseSettings(memory_gb=2.0)
+    assert fit_to_memory(stages, HEAD, cpu, room) == (stages, "")
+    fitted, note = fit_to_memory(stages, HEAD, cpu, room, labels=100)
+    assert fitted[-1].spacing_mm > stages[-1].spacing_mm
+    assert " with 100 labels would take about" in note
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -53,5 +53,7 @@ def test_what_a_pair_takes_decides():
     k, message = check_memory(pair, 0.115)
     assert k == 2
     assert message.startswith("this pair takes about 0.13 GB, 0.12 GB are free")
+    labelled = Pair(side((60, 60, 60), label=np.ones((60, 60, 60), np.uint8)), side((50, 50, 50)))
+    assert [check_memory(p, 0.131)[0] for p in (pair, labelled)] == [1, 2]
     with pytest.raises(InputError, match=r"image \(60, 60, 60\).*expected smaller images or more memory"):
         check_memory(pair, 0.05)

@@ -19,6 +19,7 @@ from shared.quality_check import mutual_information
 from shared.register import NetworkField, register
 from shared.register.write import WRITTEN
 from shared.transform_io import (
+    Affine,
     Grid,
     Transform,
     read_point_file,
@@ -294,6 +295,28 @@ def test_what_looks_like_labels_is_refused_and_with_many_values_warned_about(tmp
             register(*files, init="none", optimise=0)
 
 
+def test_distances_before_and_after_are_over_the_same_labels(tmp_path):
+    image = structured((40, 40))
+    label = np.zeros((40, 40), np.uint8)
+    # The second label leaves the fixed image with the shift that brings the first one into its place.
+    label[10:20, 10:20], label[0:3, 30:36] = 1, 2
+    shifted = np.where(np.roll(label, -4, 0) == 1, 1, 0).astype(np.uint8)
+    shifted[0:3, 4:10] = 2
+    for side, voxels, values in (("fixed", np.roll(image, -4, 0), shifted), ("moving", image, label)):
+        write_nifti(tmp_path / f"{side}.nii.gz", voxels, plain_grid((40, 40), 1.0))
+        write_nifti(tmp_path / f"{side}_label.nii.gz", values, plain_grid((40, 40), 1.0))
+    shift = np.eye(3)
+    shift[0, 2] = 4.0
+    write_transform(tmp_path / "shift.txt", Transform((Affine(shift),)))
+    labels = {f"{side}_label": tmp_path / f"{side}_label.nii.gz" for side in ("fixed", "moving")}
+    files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out")
+    result = register(*files, init=tmp_path / "shift.txt", optimise=0, **labels)
+    assert result["labels"]["2"]["hd95_mm"] is None
+    assert result["scores"]["hd95_mm"] == 0
+    assert result["scores"]["hd95_mm_before"] == 4
+    assert result["scores"]["labels_lost"] == 1
+
+
 @pytest.mark.parametrize("init", ["centre", "rigid"])
 def test_starts_without_optimisation_are_one_affine(tmp_path, init):
     pair, _ = known_pair(tmp_path, 2)
@@ -392,6 +415,20 @@ def test_the_start_and_the_optimisation_share_one_time_limit(tmp_path):
         tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out", init="rigid", time_limit=0, optimise=0
     )
     assert fitted["log"][0].endswith("; stopped by the time limit)")
+
+
+def test_guiding_labels_make_coarser_levels_where_memory_is_short(tmp_path):
+    pair, _ = known_pair(tmp_path)
+    labels = {f"{side}_label": tmp_path / f"{side}_parcels.nii.gz" for side in ("fixed", "moving")}
+    for file, grid in zip(labels.values(), (pair.fixed, pair.moving), strict=True):
+        i, j, k = (np.arange(n) * 5 // n for n in grid.shape)
+        parcels = 1 + 25 * i[:, None, None] + 5 * j[:, None] + k
+        write_nifti(file, parcels.astype(np.uint8), grid)
+    files = (tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", tmp_path / "out")
+    options = {"init": "none", "optimise": 1, "memory_gb": 0.012}
+    for guide, told in (("none", False), ("labels", True)):
+        log = register(*files, **labels, **options, guide=guide)["log"]
+        assert any("with 125 labels would take about" in line for line in log) == told
 
 
 def test_other_formats(tmp_path):
