@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def pytest_configure() -> None:
+    """Let Triton interpret kernels where there is no GPU: it decides when it is imported, by whomever that may be."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
@@ -75,7 +83,6 @@ def interpreted_kernels(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
     if torch.cuda.is_available():
         pytest.skip("Triton is not interpreted where there is a GPU: the tests of CUDA run it there")
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are decorated
     try:
         kernels = operators.triton_kernels()
     except ImportError as error:

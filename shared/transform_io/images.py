@@ -208,10 +208,15 @@ def save_nifti(path: str | Path, image: nib.Nifti1Image) -> None:
             image.to_stream(stream)
 
 
+def _thick(voxels: np.ndarray, grid: Grid) -> tuple[np.ndarray, Grid]:
+    """Return a slice's voxels (*S, ...) and its grid as those of a volume; others as they are."""
+    return voxels.reshape(*grid.thick.shape, *voxels.shape[len(grid.shape) :]), grid.thick
+
+
 def write_nifti(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
-    """Write an image or label map (*S) on its grid, in the array's own type, atomically; a slice where it lies."""
-    grid = grid.thick
-    image = nib.Nifti1Image(voxels.reshape(grid.shape), affine4(grid))
+    """Write an image (*S), (*S, C) or a label map in the array's own type, atomically; a slice where it lies."""
+    voxels, grid = _thick(voxels, grid)
+    image = nib.Nifti1Image(voxels, affine4(grid))
     image.header.set_xyzt_units("mm")
     image.set_sform(affine4(grid), code=1)
     image.set_qform(affine4(grid), code=1)
@@ -252,5 +257,4 @@ def write_image(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
     if path.name.lower().endswith((".nii", ".nii.gz")):
         write_nifti(path, voxels, grid)
     else:
-        grid = grid.thick
-        write_itk_image(path, itk_image(voxels.reshape(grid.shape), grid))
+        write_itk_image(path, itk_image(*_thick(voxels, grid)))

@@ -1,16 +1,11 @@
 """Scaling and squaring as one operator against grid_sample step by step in float64, in C++ and in Triton."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from shared.fields import exponentiate, identity
 from shared.kernels import warp_backend
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are decorated
 
 SIZES = [((9, 11, 13), 1), ((5, 6, 35), 2), ((2, 2, 2), 1), ((9, 40), 3), ((40, 33), 1)]
 STEPS = 3

@@ -1,14 +1,10 @@
 """The Triton kernel of determinants' scores against the map in float64: on a GPU, elsewhere interpreted on the CPU."""
 
-import os
-
 import pytest
 import torch
 
 from shared.fields import jacobian_determinant
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are decorated
 pytest.importorskip("triton", reason="no Triton")
 
 from shared.kernels.jacobian_triton import jacobian_scores

@@ -1,15 +1,11 @@
 """The Triton kernels against grid_sample in float64: on a GPU, elsewhere interpreted on the CPU."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from shared.fields import identity
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are decorated
 pytest.importorskip("triton", reason="no Triton")
 
 from shared.kernels import warp_triton
