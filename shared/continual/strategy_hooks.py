@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class StrategyHooks(TrainerHooks):
     run_directory: RunDirectory
     world: int
     state: Any
+    say: Callable[[str], None]
 
     def __init__(self, *, strategy: Strategy, **options: Any) -> None:
         self.strategy = strategy
@@ -93,8 +94,7 @@ class StrategyHooks(TrainerHooks):
 
     def _start_strategy(self, source: str) -> None:
         lacking = self.strategy.start_from(unwrap(self.network).state_dict())
-        if lacking and self.run_directory.rank == 0:
-            print(f"{self.run_directory.path}: {source}: {lacking}", flush=True)
+        self.say(f"{source}: {lacking}" if lacking else "")
 
     def write_extra_files(self) -> None:
         """Write this rank's memory."""

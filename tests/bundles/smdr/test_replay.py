@@ -304,6 +304,7 @@ def test_a_set_from_before_there_was_a_comparison_goes_on(tmp_path):
     del index["settings"]["leak_threshold"]
     save_json(tmp_path / INDEX, index)
     make(tmp_path)
+    assert read_json(tmp_path / INDEX) == index
 
 
 def test_a_generator_of_copies_alone_gives_up_and_says_why(tmp_path):
